@@ -1,0 +1,3 @@
+//! From a token to a host.
+
+pub mod token;
