@@ -1,0 +1,153 @@
+//! Network namespaces: opened by path without following links, entered by a thread of its own.
+//!
+//! A thread's namespace is never changed and changed back: [`NetNs::run`] starts a thread, moves it, lets it work and end. What is opened
+//! there (TUNs, netlink and UDP sockets) keeps its namespace wherever it is used later.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+use rustix::thread::{LinkNameSpaceType, UnshareFlags};
+
+/// The file system that namespaces live on (`NSFS_MAGIC` in linux/magic.h).
+const NSFS_MAGIC: u64 = 0x6e73_6673;
+
+/// Why a namespace cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum NetNsError {
+    /// The path is not below any of the directories that the agent accepts.
+    #[error("the namespace {0} is not below a directory that this agent accepts; add its directory to `netns_dirs` in the agent's configuration")]
+    NotAllowed(PathBuf),
+    /// Nothing is there.
+    #[error("the namespace {0} does not exist; start what makes it (`ip netns add`, or its unit)")]
+    Missing(PathBuf),
+    /// A link stands in the path.
+    #[error("the namespace {0} is reached through a link, which is not followed; name the real path")]
+    Link(PathBuf),
+    /// What is there is no network namespace.
+    #[error("{0} is not a network namespace")]
+    NotNamespace(PathBuf),
+    /// The kernel refused.
+    #[error("cannot {what} the network namespace; the agent needs CAP_SYS_ADMIN for that")]
+    Kernel {
+        /// What was tried.
+        what: &'static str,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn kernel(what: &'static str) -> impl Fn(Errno) -> NetNsError {
+    move |e| NetNsError::Kernel { what, source: e.into() }
+}
+
+/// What tells two namespaces apart, as long as both are held open: the kernel uses numbers of closed ones again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NetNsId {
+    filesystem: u64,
+    inode: u64,
+}
+
+/// A network namespace, held open: it lives at least as long as this value.
+#[derive(Debug)]
+pub struct NetNs {
+    fd: OwnedFd,
+    id: NetNsId,
+}
+
+impl NetNs {
+    /// The namespace of the calling thread.
+    ///
+    /// # Errors
+    /// [`NetNsError::Kernel`]: /proc is not mounted.
+    pub fn current() -> Result<Self, NetNsError> {
+        let fd = rustix::fs::open("/proc/thread-self/ns/net", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(kernel("open"))?;
+        Self::held(fd).map_err(kernel("read"))
+    }
+
+    /// Opens the namespace at `path`, which must lie below one of the `allowed` directories: no links on the way, no `..`, and what is there
+    /// must be a network namespace. Nothing else at that path is even opened for reading.
+    ///
+    /// # Errors
+    /// [`NetNsError`].
+    pub fn open(path: &Path, allowed: &[PathBuf]) -> Result<Self, NetNsError> {
+        let below = allowed.iter().find_map(|dir| path.strip_prefix(dir).ok().map(|rest| (dir, rest)));
+        let Some((dir, rest)) = below.filter(|(_, rest)| !rest.as_os_str().is_empty()) else {
+            return Err(NetNsError::NotAllowed(path.into()));
+        };
+        let why = |e: Errno| match e {
+            Errno::NOENT | Errno::NOTDIR => NetNsError::Missing(path.into()),
+            Errno::LOOP => NetNsError::Link(path.into()),
+            Errno::XDEV => NetNsError::NotAllowed(path.into()),
+            other => kernel("open")(other),
+        };
+        let dir = rustix::fs::open(dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(why)?;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        let place = rustix::fs::openat2(&dir, rest, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty(), resolve).map_err(why)?;
+        let kind = rustix::fs::fstatfs(&place).map_err(kernel("read"))?.f_type;
+        if u64::try_from(kind) != Ok(NSFS_MAGIC) {
+            return Err(NetNsError::NotNamespace(path.into()));
+        }
+        let reopened = format!("/proc/self/fd/{}", place.as_raw_fd());
+        let fd = rustix::fs::openat(CWD, reopened, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(kernel("open"))?;
+        let opened = Self::held(fd).map_err(kernel("read"))?;
+        match opened.run(|| ()) {
+            Err(NetNsError::Kernel { source, .. }) if source.raw_os_error() == Some(libc::EINVAL) => {
+                Err(NetNsError::NotNamespace(path.into()))
+            }
+            entered => entered.map(|()| opened),
+        }
+    }
+
+    /// A new namespace without a name: it ends when this value and all that was opened in it are gone.
+    ///
+    /// # Errors
+    /// [`NetNsError::Kernel`]: not permitted.
+    pub fn fresh() -> Result<Self, NetNsError> {
+        on_a_thread(|| {
+            #[expect(unsafe_code, reason = "rustix offers unshare only as unsafe, because some of its flags break the standard library")]
+            // SAFETY: NEWNET changes nothing but the network namespace of this thread, which exists for this call alone; no file
+            // descriptor table is unshared.
+            unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.map_err(kernel("make"))?;
+            Self::current()
+        })
+    }
+
+    /// What tells it apart from others.
+    #[must_use]
+    pub const fn id(&self) -> NetNsId {
+        self.id
+    }
+
+    /// Runs `work` on a thread of its own inside the namespace, and waits for it.
+    ///
+    /// # Errors
+    /// [`NetNsError::Kernel`] if the namespace cannot be entered; `work` did not run then.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, NetNsError> {
+        on_a_thread(|| {
+            rustix::thread::move_into_link_name_space(self.fd.as_fd(), Some(LinkNameSpaceType::Network)).map_err(kernel("enter"))?;
+            Ok(work())
+        })
+    }
+
+    fn held(fd: OwnedFd) -> rustix::io::Result<Self> {
+        let stat = rustix::fs::fstat(&fd)?;
+        Ok(Self { fd, id: NetNsId { filesystem: stat.st_dev, inode: stat.st_ino } })
+    }
+}
+
+impl AsFd for NetNs {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+fn on_a_thread<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| match scope.spawn(work).join() {
+        Ok(result) => result,
+        Err(panic) => std::panic::resume_unwind(panic),
+    })
+}

@@ -1,0 +1,148 @@
+//! TUN interfaces: one file descriptor, single queue, one IP packet a read or write behind a virtio-net header of 10 bytes.
+//!
+//! The header is there from the first day, so that offloads can come without another interface; no offload is switched on, so the header
+//! is all zero in both directions and a packet never exceeds the MTU. The interface belongs to the namespace of the thread that creates it
+//! and goes when the descriptor closes.
+
+use std::fmt;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+use super::InterfaceName;
+
+/// Length of the virtio-net header in front of each packet, in bytes (virtio 1.2 section 5.1.6, without `num_buffers`).
+pub const VNET_HEADER_LEN: usize = 10;
+
+const DEVICE: &str = "/dev/net/tun";
+
+/// Why there is no TUN.
+#[derive(Debug, thiserror::Error)]
+pub enum TunError {
+    /// The kernel's TUN driver cannot be reached.
+    #[error("cannot open {DEVICE}: there is no such device; load the kernel's driver (`modprobe tun`), or pass the device to the container that the agent runs in")]
+    NoDevice(#[source] io::Error),
+    /// The agent lacks a privilege.
+    #[error("cannot make the TUN {0}: not permitted; the agent needs CAP_NET_ADMIN (run it as root, or grant that capability in its unit)")]
+    NotPermitted(InterfaceName, #[source] io::Error),
+    /// The name is another interface's, or another process holds the TUN.
+    #[error("cannot make the TUN {0}: an interface of that name exists; stop the other agent, or set another `tun` in the agent's configuration")]
+    NameTaken(InterfaceName, #[source] io::Error),
+    /// Anything else.
+    #[error("cannot make the TUN {0}")]
+    Other(InterfaceName, #[source] io::Error),
+}
+
+/// A TUN interface.
+pub struct Tun {
+    fd: OwnedFd,
+    name: InterfaceName,
+    index: u32,
+}
+
+impl Tun {
+    /// Makes the interface in the network namespace of the calling thread. It is down and has no address.
+    ///
+    /// # Errors
+    /// [`TunError`].
+    pub fn create(name: &InterfaceName) -> Result<Self, TunError> {
+        let fd = rustix::fs::open(DEVICE, OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty()).map_err(|e| match e {
+            Errno::ACCESS | Errno::PERM => TunError::NotPermitted(name.clone(), e.into()),
+            Errno::NOENT | Errno::NODEV | Errno::NXIO => TunError::NoDevice(e.into()),
+            other => TunError::Other(name.clone(), other.into()),
+        })?;
+        if interface_index(name).is_ok() {
+            // Attaching to an interface that is already there would inherit somebody else's addresses.
+            return Err(TunError::NameTaken(name.clone(), Errno::EXIST.into()));
+        }
+        set_interface(&fd, name).map_err(|e| match e.raw_os_error() {
+            Some(libc::EPERM) => TunError::NotPermitted(name.clone(), e),
+            Some(libc::EBUSY | libc::EINVAL) => TunError::NameTaken(name.clone(), e),
+            _ => TunError::Other(name.clone(), e),
+        })?;
+        set_header_length(&fd).map_err(|e| TunError::Other(name.clone(), e))?;
+        let index = interface_index(name).map_err(|e| TunError::Other(name.clone(), e))?;
+        Ok(Self { fd, name: name.clone(), index })
+    }
+
+    /// The interface's name.
+    #[must_use]
+    pub const fn name(&self) -> &InterfaceName {
+        &self.name
+    }
+
+    /// The interface's index in its namespace.
+    #[must_use]
+    pub const fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// Reads one packet and its header; the packet's length is returned. A packet longer than `packet` is cut by the kernel, so `packet` must
+    /// have room for the MTU.
+    ///
+    /// # Errors
+    /// `WouldBlock` if there is none; EBADFD once the interface is gone.
+    pub fn read(&self, header: &mut [u8; VNET_HEADER_LEN], packet: &mut [u8]) -> io::Result<usize> {
+        let length = rustix::io::readv(&self.fd, &mut [IoSliceMut::new(header), IoSliceMut::new(packet)])?;
+        length.checked_sub(VNET_HEADER_LEN).ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+    }
+
+    /// Writes one packet with its header.
+    ///
+    /// # Errors
+    /// EIO while the interface is down; EINVAL if `packet` is no IP packet.
+    pub fn write(&self, header: &[u8; VNET_HEADER_LEN], packet: &[u8]) -> io::Result<()> {
+        rustix::io::writev(&self.fd, &[IoSlice::new(header), IoSlice::new(packet)])?;
+        Ok(())
+    }
+}
+
+impl AsFd for Tun {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl fmt::Debug for Tun {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Tun({}, index {})", self.name, self.index)
+    }
+}
+
+/// The index of an interface in the namespace of the calling thread.
+///
+/// # Errors
+/// ENODEV if there is none of that name.
+pub fn interface_index(name: &InterfaceName) -> io::Result<u32> {
+    let socket = rustix::net::socket_with(
+        rustix::net::AddressFamily::INET,
+        rustix::net::SocketType::DGRAM,
+        rustix::net::SocketFlags::CLOEXEC,
+        None,
+    )?;
+    Ok(rustix::net::netdevice::name_to_index(socket, name.as_str())?)
+}
+
+fn set_interface(fd: &OwnedFd, name: &InterfaceName) -> io::Result<()> {
+    let mut request = libc::ifreq { ifr_name: [0; libc::IFNAMSIZ], ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: 0 } };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.as_str().bytes()) {
+        *to = libc::c_char::from_ne_bytes([from]);
+    }
+    let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).map_err(io::Error::other)?;
+    #[expect(unsafe_code, reason = "no safe crate makes a TUN")]
+    // SAFETY: the descriptor is open, and TUNSETIFF reads and writes one `ifreq`, which lives until the call returns. Its name is shorter
+    // than IFNAMSIZ, so it ends with a zero.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn set_header_length(fd: &OwnedFd) -> io::Result<()> {
+    let length = libc::c_int::try_from(VNET_HEADER_LEN).map_err(io::Error::other)?;
+    #[expect(unsafe_code, reason = "no safe crate sets the header length of a TUN")]
+    // SAFETY: the descriptor is open, and TUNSETVNETHDRSZ reads one int, which lives until the call returns.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const length) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

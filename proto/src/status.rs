@@ -1,0 +1,1 @@
+//! Requests and answers of an agent's local status socket.

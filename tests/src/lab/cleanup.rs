@@ -1,0 +1,163 @@
+//! Who owns which lab name, and taking away what a lab made.
+//!
+//! A name is claimed by a lock on a file below `/run/cloison-lab`, so two runs of one test wait for each other instead of tearing each
+//! other's namespaces down. The file holds the path of the lab's folder: whoever claims the name next removes what a killed run left.
+//!
+//! Only processes inside namespaces that carry the claimed prefix are ended, by their number; those namespaces are made by the lab alone.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use rustix::fs::{FlockOperation, flock};
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::netns;
+use super::wait_for;
+
+/// First part of all names that labs give to namespaces and folders.
+pub const FAMILY: &str = "cloison-lab";
+const CLAIMS: &str = "/run/cloison-lab";
+/// How long a lab waits for another run of the same name to end.
+const CLAIM_WAIT: Duration = Duration::from_secs(300);
+
+/// The right to use a lab name, until dropped.
+#[derive(Debug)]
+pub struct Claim {
+    name: String,
+    prefix: String,
+    file: File,
+    folder: Option<PathBuf>,
+    keep: bool,
+}
+
+impl Claim {
+    /// Takes a name, waiting while another process has it, and removes what an earlier owner left.
+    ///
+    /// # Errors
+    /// If the name is not of lower-case letters, digits and `-`, or stays taken for five minutes.
+    pub fn take(name: &str) -> Result<Self> {
+        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        ensure!(!name.is_empty() && name.len() <= 80 && name.chars().all(plain), "`{name}` is not a name for a lab");
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(CLAIMS).with_context(|| format!("making {CLAIMS}"))?;
+        let path = Path::new(CLAIMS).join(name);
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+        let mut file = file.with_context(|| format!("opening {}", path.display()))?;
+        wait_for(&format!("the other run of the lab `{name}`"), CLAIM_WAIT, || {
+            Ok(flock(&file, FlockOperation::NonBlockingLockExclusive).ok())
+        })?;
+        let prefix = format!("{FAMILY}.{name}.");
+        remove_namespaces(&prefix)?;
+        let mut folder = String::new();
+        file.read_to_string(&mut folder)?;
+        remove_folder(Path::new(folder.trim()), &prefix)?;
+        Ok(Self { name: name.to_owned(), prefix, file, folder: None, keep: false })
+    }
+
+    /// The prefix of everything this claim covers; ends in a dot, which no name contains.
+    #[must_use]
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// Leaves the folder in place, for the next owner of the name to remove.
+    pub fn keep(&mut self) {
+        self.keep = true;
+    }
+
+    /// Makes the folder of the lab and notes its path. Every user may pass through it: PostgreSQL runs as its own.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn make_folder(&mut self) -> Result<PathBuf> {
+        let folder = tempfile::Builder::new().prefix(&self.prefix).tempdir().context("making the lab's folder")?.keep();
+        std::fs::set_permissions(&folder, std::os::unix::fs::PermissionsExt::from_mode(0o711))?;
+        self.file.set_len(0)?;
+        self.file.rewind()?;
+        writeln!(self.file, "{}", folder.display())?;
+        self.folder = Some(folder.clone());
+        Ok(folder)
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        if self.keep {
+            return;
+        }
+        if let Some(folder) = &self.folder {
+            let _ = remove_folder(folder, &self.prefix);
+        }
+        // The file goes while the lock is held, and only if the folder is gone: a waiting run then locks a file without a name, which
+        // costs it nothing but its exclusiveness towards a third; so the file stays, and is emptied.
+        let _ = self.file.set_len(0);
+    }
+}
+
+/// Ends all processes in the namespaces whose name starts with `prefix`, and removes the namespaces.
+///
+/// # Errors
+/// If a namespace is still there afterwards.
+pub fn remove_namespaces(prefix: &str) -> Result<()> {
+    let names: Vec<String> = netns::list()?.into_iter().filter(|n| n.starts_with(prefix)).collect();
+    if names.is_empty() {
+        return Ok(());
+    }
+    for signal in [Signal::TERM, Signal::KILL] {
+        let inside = processes_in(&names);
+        for pid in &inside {
+            let _ = kill_process(*pid, signal);
+        }
+        let gone = wait_for("processes to end", Duration::from_secs(3), || Ok(inside.iter().all(has_ended).then_some(())));
+        if gone.is_ok() && signal == Signal::TERM && inside.is_empty() {
+            break;
+        }
+    }
+    names.iter().try_for_each(|name| netns::delete(name))
+}
+
+/// Removes the namespaces and folders of all labs, running or not: what `make clean-lab` does.
+///
+/// # Errors
+/// If something cannot be removed.
+pub fn remove_all() -> Result<()> {
+    let prefix = format!("{FAMILY}.");
+    remove_namespaces(&prefix)?;
+    for entry in std::fs::read_dir(std::env::temp_dir())?.flatten() {
+        remove_folder(&entry.path(), &prefix)?;
+    }
+    match std::fs::remove_dir_all(CLAIMS) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).with_context(|| format!("removing {CLAIMS}")),
+        _ => Ok(()),
+    }
+}
+
+/// Removes a folder if it is there, is no link, and its name starts with the prefix; leaves everything else alone.
+fn remove_folder(folder: &Path, prefix: &str) -> Result<()> {
+    let ours = folder.file_name().is_some_and(|n| n.to_string_lossy().starts_with(prefix));
+    if ours && folder.symlink_metadata().is_ok_and(|m| m.is_dir()) {
+        std::fs::remove_dir_all(folder).with_context(|| format!("removing {}", folder.display()))?;
+    }
+    Ok(())
+}
+
+/// All processes whose network namespace is one of these.
+fn processes_in(names: &[String]) -> Vec<Pid> {
+    let inodes: Vec<u64> = names.iter().filter_map(|n| netns::inode(n).ok()).collect();
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let inside = |entry: std::fs::DirEntry| {
+        let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
+        let namespace = std::fs::metadata(entry.path().join("ns/net")).ok()?;
+        inodes.contains(&std::os::unix::fs::MetadataExt::ino(&namespace)).then(|| Pid::from_raw(pid)).flatten()
+    };
+    entries.flatten().filter_map(inside).filter(|pid| *pid != rustix::process::getpid()).collect()
+}
+
+/// Whether a process is gone, or waits for its parent to notice.
+fn has_ended(pid: &Pid) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
+    stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('Z'))
+}
