@@ -82,28 +82,46 @@ impl Table {
     #[must_use]
     pub fn new(view: &View) -> Self {
         let mut table = Self::default();
-        let local = view.instances.values().map(|i| (i.component.clone(), view.host.id, true, i.addresses));
+        let local = view
+            .instances
+            .values()
+            .map(|i| (i.component.clone(), view.host.id, true, i.addresses));
         let remote = view.remotes.iter().map(|r| (r.component.clone(), r.host, false, r.addresses));
         for (component, host, local, addresses) in local.chain(remote) {
-            table.add_instance(Instance { component, host, local, addresses });
+            table.add_instance(Instance {
+                component,
+                host,
+                local,
+                addresses,
+            });
         }
-        let mut members: HashMap<&ComponentName, Vec<InstanceIndex>, FixedState> = HashMap::default();
         let instances = table.instances.clone();
+        let mut members: HashMap<&ComponentName, Vec<InstanceIndex>, FixedState> = HashMap::default();
         for (position, instance) in instances.iter().enumerate() {
-            members.entry(&instance.component).or_default().extend(u32::try_from(position).ok().map(InstanceIndex));
+            members
+                .entry(&instance.component)
+                .or_default()
+                .extend(u32::try_from(position).ok().map(InstanceIndex));
         }
         let mut rules: Vec<_> = view.rules.iter().collect();
         rules.sort_by(|a, b| (a.id, &a.from, &a.to).cmp(&(b.id, &b.from, &b.to)));
         for item in rules {
             let rule = table.rule_index(item.id);
-            let openings = item.grants.iter().map(|g| Opening { ports: g.ports, rule, until: item.expires });
+            let openings = item.grants.iter().map(|g| Opening {
+                ports: g.ports,
+                rule,
+                until: item.expires,
+            });
             let openings: Vec<_> = openings.collect();
             for from in members.get(&item.from).into_iter().flatten() {
                 for to in members.get(&item.to).into_iter().flatten() {
                     table.open(*from, *to, &openings);
                 }
             }
-            let named = item.grants.iter().filter_map(|g| Some((item.to.clone(), g.service.clone()?, g.ports)));
+            let named = item
+                .grants
+                .iter()
+                .filter_map(|g| Some((item.to.clone(), g.service.clone()?, g.ports)));
             table.services.extend(named);
         }
         table.services.sort();
@@ -112,7 +130,9 @@ impl Table {
     }
 
     fn add_instance(&mut self, instance: Instance) {
-        let Ok(position) = u32::try_from(self.instances.len()) else { return };
+        let Ok(position) = u32::try_from(self.instances.len()) else {
+            return;
+        };
         for address in instance.addresses.both() {
             self.by_address.insert(address, InstanceIndex(position));
         }
@@ -137,8 +157,12 @@ impl Table {
     /// The verdict for the first packet of a conversation of `protocol` to `port` (ignored for ICMP echo), at mesh time `now`.
     #[must_use]
     pub fn check(&self, source: IpAddr, destination: IpAddr, protocol: Protocol, port: u16, now: MeshTime) -> Verdict {
-        let Some(from) = self.lookup(source) else { return Verdict::Denied(DropReason::NoRule) };
-        let Some(to) = self.lookup(destination) else { return Verdict::Denied(DropReason::UnknownDestination) };
+        let Some(from) = self.lookup(source) else {
+            return Verdict::Denied(DropReason::NoRule);
+        };
+        let Some(to) = self.lookup(destination) else {
+            return Verdict::Denied(DropReason::UnknownDestination);
+        };
         self.check_pair(from, to, protocol, port, now)
     }
 
@@ -149,7 +173,10 @@ impl Table {
         for opening in self.pairs.get(&(from, to)).into_iter().flatten() {
             if opening.ports.covers(protocol, port) {
                 if now < opening.until {
-                    return Verdict::Allowed { rule: opening.rule, until: opening.until };
+                    return Verdict::Allowed {
+                        rule: opening.rule,
+                        until: opening.until,
+                    };
                 }
                 denied = DropReason::RuleExpired;
             }
@@ -183,7 +210,10 @@ impl Table {
 
     /// What a service of a component is, as far as a rule of this view names it.
     pub fn service<'a>(&'a self, component: &'a ComponentName, service: &'a ServiceName) -> impl Iterator<Item = PortSpec> + 'a {
-        self.services.iter().filter(move |(c, s, _)| c == component && s == service).map(|(_, _, ports)| *ports)
+        self.services
+            .iter()
+            .filter(move |(c, s, _)| c == component && s == service)
+            .map(|(_, _, ports)| *ports)
     }
 
     /// Every ordered pair of instances between which something is open, whether expired or not.

@@ -116,7 +116,11 @@ impl WgPublicKey {
     pub fn from_bytes(bytes: [u8; 32]) -> Result<Self, KeyError> {
         // A clamped scalar is a multiple of eight, so an agreement is zero exactly for the points of small order, whatever the scalar.
         let probe = x25519_dalek::x25519([0x42; 32], bytes);
-        if probe == [0; 32] { Err(KeyError::LowOrder) } else { Ok(Self(bytes)) }
+        if probe == [0; 32] {
+            Err(KeyError::LowOrder)
+        } else {
+            Ok(Self(bytes))
+        }
     }
 }
 
@@ -273,7 +277,9 @@ impl SigningKey {
     #[must_use]
     pub fn to_pkcs8(&self) -> Zeroizing<Vec<u8>> {
         /// SEQUENCE { INTEGER 0, SEQUENCE { OID 1.3.101.112 }, OCTET STRING { OCTET STRING } }: all that stands before the seed.
-        const PREFIX: [u8; 16] = [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
+        const PREFIX: [u8; 16] = [
+            0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20,
+        ];
         let mut der = Zeroizing::new(Vec::with_capacity(48));
         der.extend_from_slice(&PREFIX);
         der.extend_from_slice(self.seed().as_slice());
@@ -318,14 +324,19 @@ mod tests {
             SigningKey::from_seed(&seed),
             Secret32::from_bytes(seed)
         );
-        assert!(!shown.to_lowercase().contains("a5a5") && !shown.contains(&STANDARD.encode(seed)), "{shown}");
+        assert!(
+            !shown.to_lowercase().contains("a5a5") && !shown.contains(&STANDARD.encode(seed)),
+            "{shown}"
+        );
     }
 
     #[test]
     fn low_order_points_are_no_keys() {
         // The list of RFC 7748's small-order points, as kept by the reference implementations.
         let mut order8 = [0; 32];
-        order8.copy_from_slice(&crate::id::parse_hex::<32>("e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800").unwrap_or_default());
+        order8.copy_from_slice(
+            &crate::id::parse_hex::<32>("e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800").unwrap_or_default(),
+        );
         let mut one = [0; 32];
         one[0] = 1;
         for point in [[0; 32], one, order8] {

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs, clippy::indexing_slicing, clippy::as_conversions, clippy::expect_used)]
 
+pub mod api;
 pub mod control;
 pub mod filter;
 pub mod id;
@@ -25,5 +26,4 @@ pub mod trust;
 pub mod verdict;
 pub mod version;
 pub mod view;
-pub mod api;
 mod wire;

@@ -14,7 +14,9 @@ pub enum NetError {
     #[error("{0} cannot be an overlay address")]
     NotOverlay(IpAddr),
     /// The prefix is outside the ranges from which a mesh may draw.
-    #[error("{0} cannot be an overlay prefix: IPv4 needs a /8 to /24 inside 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16 or 100.64.0.0/10, IPv6 a /48 inside fd00::/8")]
+    #[error(
+        "{0} cannot be an overlay prefix: IPv4 needs a /8 to /24 inside 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16 or 100.64.0.0/10, IPv6 a /48 inside fd00::/8"
+    )]
     NotPrefix(String),
     /// A port range that is empty, inverted or no number.
     #[error("`{0}` is no port or port range: write 5432 or 8000-8100")]
@@ -105,7 +107,11 @@ impl PortRange {
 
 impl fmt::Display for PortRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.first == self.last { write!(f, "{}", self.first) } else { write!(f, "{}-{}", self.first, self.last) }
+        if self.first == self.last {
+            write!(f, "{}", self.first)
+        } else {
+            write!(f, "{}-{}", self.first, self.last)
+        }
     }
 }
 
@@ -264,10 +270,14 @@ impl OverlayRange {
     /// [`NetError::NotPrefix`].
     pub fn new(v4: Ipv4Addr, v4_len: u8, v6: Ipv6Addr) -> Result<Self, NetError> {
         let inside = |net: [u8; 4], len: u8| v4_len >= len && u32::from(v4) & mask4(len) == u32::from(Ipv4Addr::from(net));
-        let private = [([10, 0, 0, 0], 8), ([172, 16, 0, 0], 12), ([192, 168, 0, 0], 16), ([100, 64, 0, 0], 10)];
-        let v4_good = (8..=24).contains(&v4_len)
-            && u32::from(v4) & !mask4(v4_len) == 0
-            && private.iter().any(|(net, len)| inside(*net, *len));
+        let private = [
+            ([10, 0, 0, 0], 8),
+            ([172, 16, 0, 0], 12),
+            ([192, 168, 0, 0], 16),
+            ([100, 64, 0, 0], 10),
+        ];
+        let v4_good =
+            (8..=24).contains(&v4_len) && u32::from(v4) & !mask4(v4_len) == 0 && private.iter().any(|(net, len)| inside(*net, *len));
         if !v4_good {
             return Err(NetError::NotPrefix(format!("{v4}/{v4_len}")));
         }
@@ -340,7 +350,11 @@ mod tests {
     use proptest::prelude::*;
 
     fn range() -> Result<OverlayRange, NetError> {
-        OverlayRange::new([10, 77, 0, 0].into(), 16, "fd12:3456:789a::".parse().map_err(|_| NetError::NotPrefix(String::new()))?)
+        OverlayRange::new(
+            [10, 77, 0, 0].into(),
+            16,
+            "fd12:3456:789a::".parse().map_err(|_| NetError::NotPrefix(String::new()))?,
+        )
     }
 
     proptest! {
@@ -395,7 +409,19 @@ mod tests {
 
     #[test]
     fn special_addresses_never_stand_inside_the_mesh() {
-        for bad in ["0.0.0.0", "0.1.2.3", "127.0.0.1", "169.254.0.1", "224.0.0.1", "255.255.255.255", "::", "::1", "ff02::1", "fe80::1", "::ffff:10.0.0.1"] {
+        for bad in [
+            "0.0.0.0",
+            "0.1.2.3",
+            "127.0.0.1",
+            "169.254.0.1",
+            "224.0.0.1",
+            "255.255.255.255",
+            "::",
+            "::1",
+            "ff02::1",
+            "fe80::1",
+            "::ffff:10.0.0.1",
+        ] {
             assert!(!bad.parse().is_ok_and(is_unicast_overlay), "{bad}");
         }
     }

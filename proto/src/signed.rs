@@ -60,7 +60,11 @@ impl Signed {
     pub fn new<T: Encode<()>>(context: &str, key: &SigningKey, content: &T) -> Self {
         let body = wire::encode(content);
         let signature = key.sign(context, &body);
-        Self { body, signer: key.verifying().id(), signature }
+        Self {
+            body,
+            signer: key.verifying().id(),
+            signature,
+        }
     }
 
     /// The content, if a trusted key signed exactly it for this context.
@@ -96,7 +100,10 @@ mod tests {
     #[test]
     fn any_changed_bit_is_noticed() -> Result<(), SignedError> {
         let key = SigningKey::from_seed(&[1; 32]);
-        let version = Version { generation: 1_700_000_000, revision: 4 };
+        let version = Version {
+            generation: 1_700_000_000,
+            revision: 4,
+        };
         let bytes = Signed::new("test/v1", &key, &version).to_bytes();
         assert_eq!(Signed::from_bytes(&bytes)?.open::<Version>("test/v1", &key.verifying())?, version);
         for position in 0..bytes.len() {
@@ -116,8 +123,14 @@ mod tests {
     fn an_object_of_one_kind_does_not_pass_for_another() {
         let key = SigningKey::from_seed(&[1; 32]);
         let signed = Signed::new("lease/v1", &key, &Version::default());
-        assert!(matches!(signed.open::<Version>("view/v1", &key.verifying()), Err(SignedError::Signature(_))));
+        assert!(matches!(
+            signed.open::<Version>("view/v1", &key.verifying()),
+            Err(SignedError::Signature(_))
+        ));
         let other = SigningKey::from_seed(&[2; 32]);
-        assert!(matches!(signed.open::<Version>("lease/v1", &other.verifying()), Err(SignedError::UnknownSigner(_))));
+        assert!(matches!(
+            signed.open::<Version>("lease/v1", &other.verifying()),
+            Err(SignedError::UnknownSigner(_))
+        ));
     }
 }

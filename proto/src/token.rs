@@ -86,7 +86,9 @@ impl EnrollmentToken {
         bytes.extend_from_slice(&self.root_pin);
         bytes.extend_from_slice(&self.expires.0.to_be_bytes());
         for address in &self.addresses {
-            let len = u8::try_from(address.len()).ok().filter(|len| (1..=MAX_ADDRESS_LEN).contains(&usize::from(*len)));
+            let len = u8::try_from(address.len())
+                .ok()
+                .filter(|len| (1..=MAX_ADDRESS_LEN).contains(&usize::from(*len)));
             bytes.push(len.ok_or(TokenError::Addresses)?);
             bytes.extend_from_slice(address.as_bytes());
         }
@@ -151,7 +153,11 @@ impl FromStr for EnrollmentToken {
         while !reader.0.is_empty() {
             token.addresses.push(reader.take_text()?);
         }
-        if matches!(token.addresses.len(), 1..=MAX_ADDRESSES) { Ok(token) } else { Err(TokenError::Layout) }
+        if matches!(token.addresses.len(), 1..=MAX_ADDRESSES) {
+            Ok(token)
+        } else {
+            Err(TokenError::Layout)
+        }
     }
 }
 
@@ -187,7 +193,10 @@ mod tests {
         let text = token(&[&address, &address, &address]).to_text()?;
         assert!(text.len() <= MAX_LEN, "{}", text.len());
         let back: EnrollmentToken = text.parse()?;
-        assert_eq!((back.id, back.mesh, back.root_pin, back.expires), (TokenId([1; 8]), MeshId([2; 16]), [3; 32], MeshTime(1_800_000_000)));
+        assert_eq!(
+            (back.id, back.mesh, back.root_pin, back.expires),
+            (TokenId([1; 8]), MeshId([2; 16]), [3; 32], MeshTime(1_800_000_000))
+        );
         assert_eq!(back.addresses, [address.as_str(), &address, &address]);
         assert!(back.secret.matches(&token(&[]).secret.hash()));
         Ok(())
@@ -202,7 +211,10 @@ mod tests {
                 *c = if *c == 'A' { 'B' } else { 'A' };
             }
             assert!(changed.iter().collect::<String>().parse::<EnrollmentToken>().is_err(), "{position}");
-            assert!(text.get(..position).is_none_or(|cut| cut.parse::<EnrollmentToken>().is_err()), "{position}");
+            assert!(
+                text.get(..position).is_none_or(|cut| cut.parse::<EnrollmentToken>().is_err()),
+                "{position}"
+            );
         }
         Ok(())
     }
@@ -211,7 +223,11 @@ mod tests {
     fn an_error_repeats_nothing_of_the_token() -> Result<(), TokenError> {
         let text = token(&["10.0.0.1:7443"]).to_text()?;
         let cut = text.get(..60).unwrap_or_default();
-        let shown = cut.parse::<EnrollmentToken>().map_err(|e| format!("{e} {e:?}")).err().unwrap_or_default();
+        let shown = cut
+            .parse::<EnrollmentToken>()
+            .map_err(|e| format!("{e} {e:?}"))
+            .err()
+            .unwrap_or_default();
         assert!(!shown.is_empty() && !shown.contains(cut.get(10..20).unwrap_or("?")));
         assert!(!format!("{:?}", token(&[])).contains("abab"));
         Ok(())

@@ -64,13 +64,18 @@ impl FromStr for SpiffeId {
     fn from_str(text: &str) -> Result<Self, BadSpiffeId> {
         let mut parts = text.strip_prefix("spiffe://").ok_or(BadSpiffeId)?.split('/');
         let (mesh, role, id) = (parts.next(), parts.next(), parts.next());
-        let (Some(mesh), Some(role), Some(id), None) = (mesh, role, id, parts.next()) else { return Err(BadSpiffeId) };
+        let (Some(mesh), Some(role), Some(id), None) = (mesh, role, id, parts.next()) else {
+            return Err(BadSpiffeId);
+        };
         let role = match role {
             "host" => Role::Host(id.parse().map_err(|_| BadSpiffeId)?),
             "coordinator" => Role::Coordinator(id.parse().map_err(|_| BadSpiffeId)?),
             _ => return Err(BadSpiffeId),
         };
-        Ok(Self { mesh: mesh.parse().map_err(|_| BadSpiffeId)?, role })
+        Ok(Self {
+            mesh: mesh.parse().map_err(|_| BadSpiffeId)?,
+            role,
+        })
     }
 }
 
@@ -79,7 +84,11 @@ impl FromStr for SpiffeId {
 pub fn root_pin(root: &VerifyingKey) -> [u8; 32] {
     /// SEQUENCE { SEQUENCE { OID 1.3.101.112 }, BIT STRING }: all that stands before the key.
     const SPKI_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
-    Sha256::new().chain_update(SPKI_PREFIX).chain_update(root.as_bytes()).finalize().into()
+    Sha256::new()
+        .chain_update(SPKI_PREFIX)
+        .chain_update(root.as_bytes())
+        .finalize()
+        .into()
 }
 
 /// What a statement is about. An unknown kind cannot be read and so is trusted for nothing.
@@ -167,7 +176,14 @@ impl Trust {
     /// Trust in nothing but the root.
     #[must_use]
     pub const fn new(mesh: MeshId, root: VerifyingKey) -> Self {
-        Self { mesh, root, signers: Vec::new(), host_issuers: Vec::new(), coordinator_issuers: Vec::new(), addresses: Vec::new() }
+        Self {
+            mesh,
+            root,
+            signers: Vec::new(),
+            host_issuers: Vec::new(),
+            coordinator_issuers: Vec::new(),
+            addresses: Vec::new(),
+        }
     }
 
     /// Trust in the root and what `items` add at mesh time `now`; statements that do not count yet are left out.
@@ -218,10 +234,16 @@ impl Trust {
             TrustKind::CoordinatorIssuer => add(&mut self.coordinator_issuers, statement.value),
             TrustKind::ViewSigner => {
                 let bytes = statement.value.try_into().map_err(|_| TrustError::Value("signing key"))?;
-                add(&mut self.signers, VerifyingKey::from_bytes(bytes).map_err(|_| TrustError::Value("signing key"))?);
+                add(
+                    &mut self.signers,
+                    VerifyingKey::from_bytes(bytes).map_err(|_| TrustError::Value("signing key"))?,
+                );
             }
             TrustKind::CoordinatorAddress => {
-                add(&mut self.addresses, String::from_utf8(statement.value).map_err(|_| TrustError::Value("address"))?);
+                add(
+                    &mut self.addresses,
+                    String::from_utf8(statement.value).map_err(|_| TrustError::Value("address"))?,
+                );
             }
         }
         Ok(())
@@ -276,7 +298,13 @@ mod tests {
 
     fn signer_item(key: &SigningKey, by: &SigningKey, not_before: u64) -> Signed {
         let value = key.verifying().as_bytes().to_vec();
-        Statement { mesh: MESH, kind: TrustKind::ViewSigner, value, not_before: MeshTime(not_before) }.sign(by)
+        Statement {
+            mesh: MESH,
+            kind: TrustKind::ViewSigner,
+            value,
+            not_before: MeshTime(not_before),
+        }
+        .sign(by)
     }
 
     #[test]
@@ -299,17 +327,33 @@ mod tests {
     fn a_statement_does_not_count_before_its_time() -> Result<(), TrustError> {
         let (root, later) = (signer(1), signer(2));
         let items = [signer_item(&later, &root, 100)];
-        assert!(Trust::with_items(MESH, root.verifying(), &items, MeshTime(99))?.key(later.verifying().id()).is_none());
-        assert!(Trust::with_items(MESH, root.verifying(), &items, MeshTime(100))?.key(later.verifying().id()).is_some());
+        assert!(
+            Trust::with_items(MESH, root.verifying(), &items, MeshTime(99))?
+                .key(later.verifying().id())
+                .is_none()
+        );
+        assert!(
+            Trust::with_items(MESH, root.verifying(), &items, MeshTime(100))?
+                .key(later.verifying().id())
+                .is_some()
+        );
         Ok(())
     }
 
     #[test]
     fn roles_are_told_apart_by_their_uri() {
-        let id = SpiffeId { mesh: MESH, role: Role::Host(HostId([1; 16])) };
+        let id = SpiffeId {
+            mesh: MESH,
+            role: Role::Host(HostId([1; 16])),
+        };
         assert_eq!(id.to_string().parse(), Ok(id));
         let text = id.to_string();
-        for bad in [text.replace("/host/", "/coordinator/"), format!("{text}/x"), text.replace("spiffe", "https"), text.to_uppercase()] {
+        for bad in [
+            text.replace("/host/", "/coordinator/"),
+            format!("{text}/x"),
+            text.replace("spiffe", "https"),
+            text.to_uppercase(),
+        ] {
             assert_eq!(bad.parse::<SpiffeId>(), Err(BadSpiffeId), "{bad}");
         }
     }

@@ -76,8 +76,14 @@ mod tests {
 
     #[test]
     fn generations_outrank_revisions() {
-        let old = Version { generation: 1, revision: 900 };
-        let new = Version { generation: 2, revision: 1 };
+        let old = Version {
+            generation: 1,
+            revision: 900,
+        };
+        let new = Version {
+            generation: 2,
+            revision: 1,
+        };
         assert!(new > old);
     }
 }

@@ -55,7 +55,9 @@ impl fmt::Debug for StateHash {
 impl std::str::FromStr for StateHash {
     type Err = crate::id::IdError;
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        crate::id::parse_hex(text).map(Self).ok_or(crate::id::IdError::Digits { prefix: "", digits: 64 })
+        crate::id::parse_hex(text)
+            .map(Self)
+            .ok_or(crate::id::IdError::Digits { prefix: "", digits: 64 })
     }
 }
 
@@ -111,9 +113,16 @@ impl Items {
     /// The changes that make this set out of `base`, in the order of the keys.
     #[must_use]
     pub fn changes_since(&self, base: &Self) -> Vec<Op> {
-        let gone = base.0.keys().filter(|k| !self.0.contains_key(k)).map(|at| Op { at: at.clone(), bytes: None });
+        let gone = base.0.keys().filter(|k| !self.0.contains_key(k)).map(|at| Op {
+            at: at.clone(),
+            bytes: None,
+        });
         let new = self.0.iter().filter(|(at, bytes)| base.0.get(at) != Some(bytes));
-        gone.chain(new.map(|(at, bytes)| Op { at: at.clone(), bytes: Some(bytes.to_vec().into()) })).collect()
+        gone.chain(new.map(|(at, bytes)| Op {
+            at: at.clone(),
+            bytes: Some(bytes.to_vec().into()),
+        }))
+        .collect()
     }
 
     /// The state hash.
@@ -134,8 +143,14 @@ impl Items {
     /// # Errors
     /// [`TooLarge`].
     pub fn check_size(&self) -> Result<(), TooLarge> {
-        let bytes = self.0.iter().fold(0usize, |sum, (at, bytes)| sum.saturating_add(at.key.len()).saturating_add(bytes.len()));
-        if self.0.len() > MAX_ITEMS || bytes > MAX_BYTES { Err(TooLarge) } else { Ok(()) }
+        let bytes = self.0.iter().fold(0usize, |sum, (at, bytes)| {
+            sum.saturating_add(at.key.len()).saturating_add(bytes.len())
+        });
+        if self.0.len() > MAX_ITEMS || bytes > MAX_BYTES {
+            Err(TooLarge)
+        } else {
+            Ok(())
+        }
     }
 
     /// All items in the order of their keys.
@@ -271,11 +286,17 @@ impl VerifiedView {
     ) -> Result<Self, ViewError> {
         let header: Header = signed.open(CONTEXT, keys)?;
         if (header.mesh, header.host) != (mesh, host) {
-            return Err(ViewError::NotForUs { mesh: header.mesh, host: header.host });
+            return Err(ViewError::NotForUs {
+                mesh: header.mesh,
+                host: header.host,
+            });
         }
         if let Some(floor) = floor {
             if header.version < floor.version {
-                return Err(ViewError::Older { offered: header.version, held: floor.version });
+                return Err(ViewError::Older {
+                    offered: header.version,
+                    held: floor.version,
+                });
             }
             if header.version == floor.version && header.state_hash != floor.state_hash {
                 return Err(ViewError::Forked(header.version));
@@ -284,10 +305,18 @@ impl VerifiedView {
         items.check_size()?;
         let actual = items.hash();
         if actual != header.state_hash {
-            return Err(ViewError::Hash { actual, signed: header.state_hash });
+            return Err(ViewError::Hash {
+                actual,
+                signed: header.state_hash,
+            });
         }
         let content = Arc::new(View::parse(&items, host)?);
-        Ok(Self { signed, header, items, content })
+        Ok(Self {
+            signed,
+            header,
+            items,
+            content,
+        })
     }
 
     /// What was signed.
@@ -299,7 +328,10 @@ impl VerifiedView {
     /// What a later view must not fall behind.
     #[must_use]
     pub const fn floor(&self) -> Floor {
-        Floor { version: self.header.version, state_hash: self.header.state_hash }
+        Floor {
+            version: self.header.version,
+            state_hash: self.header.state_hash,
+        }
     }
 
     /// The items as received.
@@ -318,7 +350,10 @@ impl VerifiedView {
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         let items = Items::default();
-        wire::encode(&Stored { signed: self.signed.clone(), items: self.items.changes_since(&items) })
+        wire::encode(&Stored {
+            signed: self.signed.clone(),
+            items: self.items.changes_since(&items),
+        })
     }
 
     /// Takes a stored view apart; [`VerifiedView::open`] decides whether it is good.

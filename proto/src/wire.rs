@@ -51,7 +51,11 @@ pub(crate) use {bytes_codec, text_codec};
 pub(crate) fn decode_all<'b, T: minicbor::Decode<'b, ()>>(bytes: &'b [u8]) -> Result<T, minicbor::decode::Error> {
     let mut decoder = minicbor::Decoder::new(bytes);
     let value = decoder.decode()?;
-    if decoder.position() == bytes.len() { Ok(value) } else { Err(minicbor::decode::Error::message("trailing bytes")) }
+    if decoder.position() == bytes.len() {
+        Ok(value)
+    } else {
+        Err(minicbor::decode::Error::message("trailing bytes"))
+    }
 }
 
 /// Encodes `value`; the project's types have no encoding that can fail, and a `Vec` takes every byte.

@@ -40,7 +40,10 @@ pub trait Message: Encode<()> + for<'b> Decode<'b, ()> {
 
     /// The message as a frame.
     fn to_frame(&self) -> Frame {
-        Frame { kind: Self::KIND, body: wire::encode(self) }
+        Frame {
+            kind: Self::KIND,
+            body: wire::encode(self),
+        }
     }
 
     /// The message in a frame of this kind.
@@ -83,7 +86,9 @@ impl FrameBuffer {
     /// # Errors
     /// [`FrameError`]; the stream cannot be used any further.
     pub fn next_frame(&mut self) -> Result<Option<Frame>, FrameError> {
-        let Some((head, rest)) = self.bytes.split_first_chunk::<4>() else { return Ok(None) };
+        let Some((head, rest)) = self.bytes.split_first_chunk::<4>() else {
+            return Ok(None);
+        };
         let len = usize::try_from(u32::from_be_bytes(*head)).unwrap_or(usize::MAX);
         if len > MAX_FRAME {
             return Err(FrameError::TooLong(len));
@@ -122,7 +127,8 @@ pub fn fuzz_frames(data: &[u8]) -> bool {
     };
     let (whole, refused) = read(data.len().max(1));
     for frame in &whole {
-        let known = super::agent::AgentMessage::from_frame(frame).is_ok() | super::coordinator::CoordinatorMessage::from_frame(frame).is_ok();
+        let known =
+            super::agent::AgentMessage::from_frame(frame).is_ok() | super::coordinator::CoordinatorMessage::from_frame(frame).is_ok();
         let _ = known;
     }
     let again = whole.iter().all(|frame| {
@@ -171,7 +177,10 @@ mod tests {
         let mut buffer = FrameBuffer::default();
         buffer.push(&[0x7f, 0xff, 0xff, 0xff]);
         assert!(matches!(buffer.next_frame(), Err(FrameError::TooLong(_))));
-        let long = Frame { kind: 1, body: vec![0; MAX_FRAME] };
+        let long = Frame {
+            kind: 1,
+            body: vec![0; MAX_FRAME],
+        };
         assert!(matches!(long.to_bytes(), Err(FrameError::TooLong(_))));
     }
 }

@@ -162,7 +162,9 @@ pub fn verify(exporter: &[u8; EXPORTER_LEN], request: &JoinRequest, ephemeral: &
     let transcript = transcript(exporter, request.token, &request.identity, &request.wg_key);
     request.identity.verify(CONTEXT_JOIN, &transcript, &request.identity_proof)?;
     let shared = ephemeral.diffie_hellman(&PublicKey::from(*request.wg_key.as_bytes()));
-    wg_mac(shared.as_bytes(), &transcript).verify_slice(&request.wg_proof).map_err(|_| BadSignature)
+    wg_mac(shared.as_bytes(), &transcript)
+        .verify_slice(&request.wg_proof)
+        .map_err(|_| BadSignature)
 }
 
 /// The proof of a [`RenewRequest`].
@@ -176,7 +178,9 @@ pub fn prove_renewal(exporter: &[u8; EXPORTER_LEN], host: HostId, identity: &Sig
 /// # Errors
 /// [`BadSignature`].
 pub fn verify_renewal(exporter: &[u8; EXPORTER_LEN], request: &RenewRequest) -> Result<(), BadSignature> {
-    request.identity.verify(CONTEXT_RENEW, &[&exporter[..], &request.host.0].concat(), &request.identity_proof)
+    request
+        .identity
+        .verify(CONTEXT_RENEW, &[&exporter[..], &request.host.0].concat(), &request.identity_proof)
 }
 
 #[cfg(test)]
@@ -201,20 +205,38 @@ mod tests {
     #[test]
     fn both_keys_are_proven_for_this_session_only() {
         let ephemeral = StaticSecret::from([7; 32]);
-        let challenge = Challenge { ephemeral: PublicKey::from(&ephemeral).to_bytes() };
+        let challenge = Challenge {
+            ephemeral: PublicKey::from(&ephemeral).to_bytes(),
+        };
         let good = request(&[8; 32], &challenge);
         assert_eq!(verify(&[8; 32], &good, &ephemeral), Ok(()));
         assert_eq!(verify(&[9; 32], &good, &ephemeral), Err(BadSignature), "another session's exporter");
-        assert_eq!(verify(&[8; 32], &good, &StaticSecret::from([6; 32])), Err(BadSignature), "another challenge");
-        let other_key = JoinRequest { wg_key: WgPrivateKey::from_bytes([5; 32]).public(), ..good.clone() };
-        assert_eq!(verify(&[8; 32], &other_key, &ephemeral), Err(BadSignature), "a WireGuard key that it does not hold");
-        let other_token = JoinRequest { token: TokenId([0; 8]), ..good };
+        assert_eq!(
+            verify(&[8; 32], &good, &StaticSecret::from([6; 32])),
+            Err(BadSignature),
+            "another challenge"
+        );
+        let other_key = JoinRequest {
+            wg_key: WgPrivateKey::from_bytes([5; 32]).public(),
+            ..good.clone()
+        };
+        assert_eq!(
+            verify(&[8; 32], &other_key, &ephemeral),
+            Err(BadSignature),
+            "a WireGuard key that it does not hold"
+        );
+        let other_token = JoinRequest {
+            token: TokenId([0; 8]),
+            ..good
+        };
         assert_eq!(verify(&[8; 32], &other_token, &ephemeral), Err(BadSignature), "another token");
     }
 
     #[test]
     fn the_secret_of_a_token_is_not_shown() {
-        let challenge = Challenge { ephemeral: PublicKey::from(&StaticSecret::from([7; 32])).to_bytes() };
+        let challenge = Challenge {
+            ephemeral: PublicKey::from(&StaticSecret::from([7; 32])).to_bytes(),
+        };
         let shown = format!("{:?}", request(&[8; 32], &challenge));
         assert!(!shown.contains("4, 4") && shown.contains("hidden"), "{shown}");
     }

@@ -188,7 +188,10 @@ impl View {
         }
         let mut view = Self {
             config: raw.config.ok_or(ContentError::Missing("configuration"))?,
-            host: raw.host.filter(|h| h.id == us).ok_or(ContentError::Missing("item about this host"))?,
+            host: raw
+                .host
+                .filter(|h| h.id == us)
+                .ok_or(ContentError::Missing("item about this host"))?,
             instances: raw.instances.into_iter().map(|i| (i.component.clone(), i)).collect(),
             peers: raw.peers.into_iter().map(|p| (p.id, p)).collect(),
             remotes: raw.remotes,
@@ -207,7 +210,8 @@ impl View {
         let before = self.remotes.len().saturating_add(self.rules.len());
         let (peers, instances) = (&self.peers, &self.instances);
         self.remotes.retain(|r| peers.contains_key(&r.host));
-        self.rules.retain(|r| instances.contains_key(&r.from) || instances.contains_key(&r.to));
+        self.rules
+            .retain(|r| instances.contains_key(&r.from) || instances.contains_key(&r.to));
         let dangling = before.saturating_sub(self.remotes.len()).saturating_sub(self.rules.len());
         self.ignored = self.ignored.saturating_add(dangling);
     }
@@ -215,7 +219,9 @@ impl View {
     fn check_keys(&self) -> Result<(), ContentError> {
         let mut seen = BTreeSet::new();
         let all = self.peers.values().flat_map(|p| &p.wg_keys).chain(&self.host.wg_keys);
-        all.copied().find(|key| !seen.insert(*key)).map_or(Ok(()), |key| Err(ContentError::KeyTwice(key)))
+        all.copied()
+            .find(|key| !seen.insert(*key))
+            .map_or(Ok(()), |key| Err(ContentError::KeyTwice(key)))
     }
 
     fn check_addresses(&self) -> Result<(), ContentError> {
@@ -248,12 +254,27 @@ struct Raw {
 impl Raw {
     fn read(&mut self, section: u16, bytes: &[u8]) {
         let known = match section {
-            section::CONFIG => keep_one(&mut self.config, whole::<ConfigWire>(bytes, ConfigWire::FIELDS).and_then(ConfigWire::parse)),
+            section::CONFIG => keep_one(
+                &mut self.config,
+                whole::<ConfigWire>(bytes, ConfigWire::FIELDS).and_then(ConfigWire::parse),
+            ),
             section::SELF => keep_one(&mut self.host, whole(bytes, 3)),
-            section::LOCAL => keep(&mut self.instances, whole::<LocalWire>(bytes, LocalWire::FIELDS).map(LocalWire::parse)),
-            section::PEER => keep(&mut self.peers, whole::<Peer>(bytes, 4).filter(|p| matches!(p.wg_keys.len(), 1..=2))),
-            section::REMOTE => keep(&mut self.remotes, whole::<RemoteWire>(bytes, RemoteWire::FIELDS).map(RemoteWire::parse)),
-            section::RULE => keep(&mut self.rules, whole::<RuleWire>(bytes, RuleWire::FIELDS).and_then(RuleWire::parse)),
+            section::LOCAL => keep(
+                &mut self.instances,
+                whole::<LocalWire>(bytes, LocalWire::FIELDS).map(LocalWire::parse),
+            ),
+            section::PEER => keep(
+                &mut self.peers,
+                whole::<Peer>(bytes, 4).filter(|p| matches!(p.wg_keys.len(), 1..=2)),
+            ),
+            section::REMOTE => keep(
+                &mut self.remotes,
+                whole::<RemoteWire>(bytes, RemoteWire::FIELDS).map(RemoteWire::parse),
+            ),
+            section::RULE => keep(
+                &mut self.rules,
+                whole::<RuleWire>(bytes, RuleWire::FIELDS).and_then(RuleWire::parse),
+            ),
             section::TRUST => keep(&mut self.trust, Signed::from_bytes(bytes).ok()),
             _ => true,
         };
@@ -301,7 +322,10 @@ impl ConfigWire {
 
     fn parse(self) -> Option<Config> {
         let overlay = OverlayRange::new(self.v4.into(), self.v4_len, self.v6.into()).ok()?;
-        Some(Config { overlay, lease: Duration::from_secs(self.lease_secs) })
+        Some(Config {
+            overlay,
+            lease: Duration::from_secs(self.lease_secs),
+        })
     }
 }
 
@@ -322,7 +346,11 @@ impl LocalWire {
     const FIELDS: u32 = 4;
 
     fn parse(self) -> LocalInstance {
-        LocalInstance { component: self.component, attachment: self.attachment, addresses: pair(self.v4, self.v6) }
+        LocalInstance {
+            component: self.component,
+            attachment: self.attachment,
+            addresses: pair(self.v4, self.v6),
+        }
     }
 }
 
@@ -343,7 +371,11 @@ impl RemoteWire {
     const FIELDS: u32 = 4;
 
     fn parse(self) -> RemoteInstance {
-        RemoteInstance { component: self.component, host: self.host, addresses: pair(self.v4, self.v6) }
+        RemoteInstance {
+            component: self.component,
+            host: self.host,
+            addresses: pair(self.v4, self.v6),
+        }
     }
 }
 
@@ -374,20 +406,41 @@ impl RuleWire {
         }
         let name = |text: String| if text.is_empty() { Some(None) } else { text.parse().ok().map(Some) };
         let grants = self.ports.into_iter().zip(self.services);
-        let grants = grants.map(|(ports, service)| Some(Grant { ports, service: name(service)? })).collect::<Option<_>>()?;
-        Some(RuleItem { id: self.id, from: self.from, to: self.to, grants, expires: self.expires })
+        let grants = grants
+            .map(|(ports, service)| {
+                Some(Grant {
+                    ports,
+                    service: name(service)?,
+                })
+            })
+            .collect::<Option<_>>()?;
+        Some(RuleItem {
+            id: self.id,
+            from: self.from,
+            to: self.to,
+            grants,
+            expires: self.expires,
+        })
     }
 }
 
 const fn pair(v4: [u8; 4], v6: [u8; 16]) -> AddressPair {
-    AddressPair { v4: Ipv4Addr::from_octets(v4), v6: Ipv6Addr::from_octets(v6) }
+    AddressPair {
+        v4: Ipv4Addr::from_octets(v4),
+        v6: Ipv6Addr::from_octets(v6),
+    }
 }
 
 impl Config {
     /// Writes the item.
     pub fn put_in(&self, items: &mut Items) {
         let ((v4, v4_len), (v6, _)) = (self.overlay.v4(), self.overlay.v6());
-        let wire = ConfigWire { v4: v4.octets(), v4_len, v6: v6.octets(), lease_secs: self.lease.as_secs() };
+        let wire = ConfigWire {
+            v4: v4.octets(),
+            v4_len,
+            v6: v6.octets(),
+            lease_secs: self.lease.as_secs(),
+        };
         items.put(section::CONFIG, [], wire::encode(&wire));
     }
 }

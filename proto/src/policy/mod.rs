@@ -1,0 +1,4 @@
+//! The policy language.
+
+mod attachment;
+pub use attachment::Attachment;
