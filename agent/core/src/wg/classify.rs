@@ -47,7 +47,9 @@ impl<'a> Datagram<'a> {
             (1, INITIATION_LEN) => Some(Message::Initiation),
             (2, RESPONSE_LEN) => word(bytes, 8).map(|receiver| Message::Response { receiver }),
             (3, COOKIE_REPLY_LEN) => word(bytes, 4).map(|receiver| Message::Cookie { receiver }),
-            (4, OVERHEAD..) => word(bytes, 4).zip(counter(bytes)).map(|(receiver, counter)| Message::Data { receiver, counter }),
+            (4, OVERHEAD..) => word(bytes, 4)
+                .zip(counter(bytes))
+                .map(|(receiver, counter)| Message::Data { receiver, counter }),
             _ => None,
         };
         match message {
@@ -111,7 +113,10 @@ mod tests {
             }
         }
         assert!(Datagram::parse(&data(0)).is_ok());
-        assert_eq!(Datagram::parse(data(0).get(..31).unwrap_or_default()), Err(DropReason::NotWireGuard));
+        assert_eq!(
+            Datagram::parse(data(0).get(..31).unwrap_or_default()),
+            Err(DropReason::NotWireGuard)
+        );
     }
 
     #[test]

@@ -72,7 +72,10 @@ impl Prefixes {
     /// A sequence that depends on `seed`.
     #[must_use]
     pub fn new(seed: u64) -> Self {
-        Self { state: FixedState::with_seed(seed), drawn: 0 }
+        Self {
+            state: FixedState::with_seed(seed),
+            drawn: 0,
+        }
     }
 
     /// The next prefix for which `taken` says no. With 16,384 of 1,048,576 in use, one draw in 64 is repeated. `None` when many draws in
@@ -100,7 +103,10 @@ mod tests {
             let prefix = prefixes.draw(|_| false);
             assert_eq!(prefix.map(|p| p.slot(slot).peer()), prefix);
             assert!(prefix.is_some_and(|p| p.slot(slot).get() < 1 << 24));
-            assert_eq!(prefix.map(|p| SessionIndex::of_receiver(p.slot(slot).get() << 8 | 0xab)), prefix.map(|p| p.slot(slot)));
+            assert_eq!(
+                prefix.map(|p| SessionIndex::of_receiver(p.slot(slot).get() << 8 | 0xab)),
+                prefix.map(|p| p.slot(slot))
+            );
         }
     }
 

@@ -45,7 +45,10 @@ impl Rate {
             Some(interval) => interval,
             None => Duration::from_secs(1),
         };
-        Self { interval, tolerance: interval.saturating_mul(burst.saturating_sub(1)) }
+        Self {
+            interval,
+            tolerance: interval.saturating_mul(burst.saturating_sub(1)),
+        }
     }
 }
 
@@ -97,7 +100,11 @@ impl Budget {
 
     /// What a message from `source`, whose mac1 was right, must prove.
     pub fn demand(&mut self, source: IpAddr, now: Timestamp) -> Proof {
-        if self.unproven_sources.take(source, now) && self.unproven.take(UNPROVEN, now) { Proof::Key } else { Proof::Address }
+        if self.unproven_sources.take(source, now) && self.unproven.take(UNPROVEN, now) {
+            Proof::Key
+        } else {
+            Proof::Address
+        }
     }
 
     /// Whether a message whose address is proven may be worked on.
@@ -153,7 +160,9 @@ mod tests {
         let mut budget = Budget::new(1);
         let at_once = (0..10).filter(|_| budget.demand(source(1), START) == Proof::Key).count();
         assert_eq!(at_once, 5);
-        let later = (1..=100u32).filter(|n| budget.demand(source(1), START + Duration::from_millis(10) * *n) == Proof::Key).count();
+        let later = (1..=100u32)
+            .filter(|n| budget.demand(source(1), START + Duration::from_millis(10) * *n) == Proof::Key)
+            .count();
         assert_eq!(later, 20);
     }
 

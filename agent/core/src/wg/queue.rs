@@ -48,7 +48,11 @@ impl Room {
     }
 
     fn take(&self) -> bool {
-        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < MAX_PER_HOST).then(|| n.saturating_add(1))).is_ok()
+        self.0
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| {
+                (n < MAX_PER_HOST).then(|| n.saturating_add(1))
+            })
+            .is_ok()
     }
 
     fn free(&self, packets: usize) {
@@ -67,7 +71,10 @@ impl Queue {
     /// An empty queue that counts against `room`.
     #[must_use]
     pub const fn new(room: Arc<Room>) -> Self {
-        Self { packets: VecDeque::new(), room }
+        Self {
+            packets: VecDeque::new(),
+            room,
+        }
     }
 
     /// Appends a packet unless the queue, its source's share of it, or the host's room is full; whether it was taken.
@@ -76,7 +83,12 @@ impl Queue {
         if self.packets.len() >= MAX_PER_PEER || of_source >= MAX_PER_SOURCE || !self.room.take() {
             return false;
         }
-        self.packets.push_back(Waiting { packet: packet.into(), source, tun, since: now });
+        self.packets.push_back(Waiting {
+            packet: packet.into(),
+            source,
+            tun,
+            since: now,
+        });
         true
     }
 
