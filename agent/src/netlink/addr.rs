@@ -31,21 +31,39 @@ pub fn apply(netlink: &mut Netlink, index: u32, wanted: &BTreeSet<IpAddr>) -> Re
         }
     }
     for address in missing {
-        netlink.change("add an address", RouteNetlinkMessage::NewAddress(message(index, address)), NLM_F_CREATE | NLM_F_EXCL)?;
+        netlink.change(
+            "add an address",
+            RouteNetlinkMessage::NewAddress(message(index, address)),
+            NLM_F_CREATE | NLM_F_EXCL,
+        )?;
     }
     Ok(())
 }
 
 fn found(netlink: &mut Netlink, index: u32) -> Result<Vec<AddressMessage>, NetlinkError> {
     let all = netlink.dump("list the addresses", &RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
-    let ours = all.into_iter().filter_map(|m| if let RouteNetlinkMessage::NewAddress(m) = m { Some(m) } else { None });
+    let ours = all.into_iter().filter_map(|m| {
+        if let RouteNetlinkMessage::NewAddress(m) = m {
+            Some(m)
+        } else {
+            None
+        }
+    });
     Ok(ours.filter(|m| m.header.index == index).collect())
 }
 
 fn address(message: &AddressMessage) -> Option<IpAddr> {
     // IFA_LOCAL is the address itself where both are there (IPv4); IPv6 has IFA_ADDRESS alone.
-    let local = message.attributes.iter().find_map(|a| if let AddressAttribute::Local(a) = a { Some(*a) } else { None });
-    local.or_else(|| message.attributes.iter().find_map(|a| if let AddressAttribute::Address(a) = a { Some(*a) } else { None }))
+    let local = message
+        .attributes
+        .iter()
+        .find_map(|a| if let AddressAttribute::Local(a) = a { Some(*a) } else { None });
+    local.or_else(|| {
+        message
+            .attributes
+            .iter()
+            .find_map(|a| if let AddressAttribute::Address(a) = a { Some(*a) } else { None })
+    })
 }
 
 fn message(index: u32, address: IpAddr) -> AddressMessage {
@@ -57,6 +75,10 @@ fn message(index: u32, address: IpAddr) -> AddressMessage {
     };
     // No duplicate address detection: the coordinator gave the address to this host alone, and a tentative address cannot be a route's source.
     let flags = AddressFlags::Nodad | AddressFlags::Noprefixroute | AddressFlags::Permanent;
-    message.attributes = vec![AddressAttribute::Local(address), AddressAttribute::Address(address), AddressAttribute::Flags(flags)];
+    message.attributes = vec![
+        AddressAttribute::Local(address),
+        AddressAttribute::Address(address),
+        AddressAttribute::Flags(flags),
+    ];
     message
 }

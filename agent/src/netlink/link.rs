@@ -63,7 +63,9 @@ pub fn apply(netlink: &mut Netlink, index: u32, wanted: LinkState) -> Result<(),
 }
 
 fn parse(message: RouteNetlinkMessage) -> Option<Link> {
-    let RouteNetlinkMessage::NewLink(message) = message else { return None };
+    let RouteNetlinkMessage::NewLink(message) = message else {
+        return None;
+    };
     let flags = message.header.flags;
     let mut link = Link {
         index: message.header.index,

@@ -11,9 +11,7 @@ pub mod route;
 use std::io;
 use std::time::Duration;
 
-use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
-};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -71,12 +69,16 @@ impl Netlink {
             socket.set_non_blocking(true)?;
             Ok(socket)
         };
-        Ok(Self { socket: open().map_err(|e| NetlinkError::new("open a netlink socket", e))?, sequence: 0 })
+        Ok(Self {
+            socket: open().map_err(|e| NetlinkError::new("open a netlink socket", e))?,
+            sequence: 0,
+        })
     }
 
     /// Sends a change and waits for its acknowledgement.
     fn change(&mut self, what: &'static str, message: RouteNetlinkMessage, flags: u16) -> Result<(), NetlinkError> {
-        self.exchange(message, NLM_F_ACK | flags, |_| ()).map_err(|e| NetlinkError::new(what, e))
+        self.exchange(message, NLM_F_ACK | flags, |_| ())
+            .map_err(|e| NetlinkError::new(what, e))
     }
 
     /// Asks for all objects of the kind that `message` names.

@@ -77,7 +77,11 @@ pub fn apply(netlink: &mut Netlink, destinations: &[Prefix], wanted: &BTreeSet<R
         }
     }
     for route in missing {
-        netlink.change("add a route", RouteNetlinkMessage::NewRoute(message(route)), NLM_F_CREATE | NLM_F_EXCL)?;
+        netlink.change(
+            "add a route",
+            RouteNetlinkMessage::NewRoute(message(route)),
+            NLM_F_CREATE | NLM_F_EXCL,
+        )?;
     }
     Ok(())
 }
@@ -106,21 +110,218 @@ pub fn conflict(netlink: &mut Netlink, range: OverlayRange, own: &[u32]) -> Resu
 /// # Errors
 /// [`NetlinkError`].
 pub fn underlay_mtu(netlink: &mut Netlink, links: &[Link], own: &[u32]) -> Result<Option<u32>, NetlinkError> {
+    let leaves = |link: &&Link| link.up && !link.loopback && !own.contains(&link.index);
     let mtu = |message: &RouteMessage| {
-        let link = links.iter().find(|l| Some(l.index) == oif(message))?;
-        if link.loopback || !link.up || own.contains(&link.index) || message.header.kind != RouteType::Unicast {
-            return None;
+        let link = links.iter().filter(leaves).find(|l| Some(l.index) == oif(message))?;
+        Some(metric_mtu(message).unwrap_or(link.mtu).min(link.mtu))
+    };
+    let underlay =
+        |m: &&RouteMessage| m.header.table == RouteHeader::RT_TABLE_MAIN && m.header.kind == RouteType::Unicast && !is_link_local(m);
+    Ok(dump(netlink)?.iter().filter(underlay).filter_map(mtu).min())
+}
+
+fn dump(netlink: &mut Netlink) -> Result<Vec<RouteMessage>, NetlinkError> {
+    let mut routes = Vec::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut ask = RouteMessage::default();
+        ask.header.address_family = family;
+        let found = netlink.dump("list the routes", &RouteNetlinkMessage::GetRoute(ask))?;
+        routes.extend(
+            found
+                .into_iter()
+                .filter_map(|m| if let RouteNetlinkMessage::NewRoute(m) = m { Some(m) } else { None }),
+        );
+    }
+    Ok(routes)
+}
+
+fn parse(message: &RouteMessage) -> Option<Route> {
+    if message.header.table != RouteHeader::RT_TABLE_MAIN {
+        return None;
+    }
+    let (destination, metric) = (destination(message), metric(message));
+    if message.header.kind == RouteType::Unreachable && metric == UNREACHABLE_METRIC {
+        return Some(Route::Unreachable { destination });
+    }
+    let source = message
+        .attributes
+        .iter()
+        .find_map(|a| if let RouteAttribute::PrefSource(a) = a { ip(a) } else { None })?;
+    let index = oif(message)?;
+    (message.header.kind == RouteType::Unicast && metric == TUN_METRIC).then_some(Route::Tun {
+        destination,
+        index,
+        source,
+    })
+}
+
+fn message(route: Route) -> RouteMessage {
+    let (address, length) = route.destination();
+    let mut message = RouteMessage::default();
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.protocol = PROTOCOL;
+    message.header.destination_prefix_length = length;
+    message.header.address_family = if address.is_ipv4() {
+        AddressFamily::Inet
+    } else {
+        AddressFamily::Inet6
+    };
+    message.attributes = vec![RouteAttribute::Destination(route_address(address))];
+    match route {
+        Route::Tun { index, source, .. } => {
+            message.header.kind = RouteType::Unicast;
+            message.header.scope = if address.is_ipv4() {
+                RouteScope::Link
+            } else {
+                RouteScope::Universe
+            };
+            message.attributes.extend([
+                RouteAttribute::PrefSource(route_address(source)),
+                RouteAttribute::Oif(index),
+                RouteAttribute::Priority(TUN_METRIC),
+            ]);
         }
-        let metrics = message.attributes.iter().find_map(|a| if let RouteAttribute::Metrics(m) = a { Some(m) } else { None });
-        let of_route = metrics?.iter().find_map(|m| if let RouteMetric::Mtu(mtu) = m { Some(*mtu) } else { None });
-        Some(of_route.unwrap_or(link.mtu))
+        Route::Unreachable { .. } => {
+            message.header.kind = RouteType::Unreachable;
+            message.header.scope = RouteScope::Universe;
+            message.attributes.push(RouteAttribute::Priority(UNREACHABLE_METRIC));
+        }
+    }
+    message
+}
+
+fn destination(message: &RouteMessage) -> Prefix {
+    let address = message
+        .attributes
+        .iter()
+        .find_map(|a| if let RouteAttribute::Destination(a) = a { ip(a) } else { None });
+    let any = if message.header.address_family == AddressFamily::Inet {
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED)
+    } else {
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED)
     };
-    let with_link_mtu = |message: &RouteMessage| {
-        mtu(message).or_else(|| {
-            let link = links.iter().find(|l| Some(l.index) == oif(message))?;
-            let leaves = !link.loopback && link.up && !own.contains(&link.index) && message.header.kind == RouteType::Unicast;
-            leaves.then_some(link.mtu)
-        })
+    (address.unwrap_or(any), message.header.destination_prefix_length)
+}
+
+fn oif(message: &RouteMessage) -> Option<u32> {
+    message
+        .attributes
+        .iter()
+        .find_map(|a| if let RouteAttribute::Oif(i) = a { Some(*i) } else { None })
+}
+
+fn metric(message: &RouteMessage) -> u32 {
+    message
+        .attributes
+        .iter()
+        .find_map(|a| if let RouteAttribute::Priority(p) = a { Some(*p) } else { None })
+        .unwrap_or(0)
+}
+
+fn metric_mtu(message: &RouteMessage) -> Option<u32> {
+    let metrics = message
+        .attributes
+        .iter()
+        .find_map(|a| if let RouteAttribute::Metrics(m) = a { Some(m) } else { None })?;
+    metrics
+        .iter()
+        .find_map(|m| if let RouteMetric::Mtu(mtu) = m { Some(*mtu) } else { None })
+}
+
+fn has_gateway(message: &RouteMessage) -> bool {
+    message.attributes.iter().any(|a| {
+        matches!(
+            a,
+            RouteAttribute::Gateway(_) | RouteAttribute::Via(_) | RouteAttribute::MultiPath(_)
+        )
+    })
+}
+
+fn is_link_local(message: &RouteMessage) -> bool {
+    match destination(message) {
+        (IpAddr::V4(a), _) => a.is_link_local(),
+        (IpAddr::V6(a), _) => a.is_unicast_link_local() || a.is_multicast(),
+    }
+}
+
+/// Whether the first prefix contains the second.
+fn contains((outer, outer_length): Prefix, (inner, inner_length): Prefix) -> bool {
+    let shared = match (outer, inner) {
+        (IpAddr::V4(a), IpAddr::V4(b)) => (u32::from(a) ^ u32::from(b)).leading_zeros(),
+        (IpAddr::V6(a), IpAddr::V6(b)) => (u128::from(a) ^ u128::from(b)).leading_zeros(),
+        (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => return false,
     };
-    Ok(dump(netlink)?.iter().filter(|m| table(m) == MAIN_TABLE && !is_link_local(m)).filter_map(with_link_mtu).min())
+    inner_length >= outer_length && shared >= u32::from(outer_length)
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    if let RouteAddress::Inet(a) = address {
+        Some(IpAddr::V4(*a))
+    } else if let RouteAddress::Inet6(a) = address {
+        Some(IpAddr::V6(*a))
+    } else {
+        None
+    }
+}
+
+const fn route_address(address: IpAddr) -> RouteAddress {
+    match address {
+        IpAddr::V4(a) => RouteAddress::Inet(a),
+        IpAddr::V6(a) => RouteAddress::Inet6(a),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn prefix(text: &str) -> Prefix {
+        let (address, length) = text.split_once('/').unwrap_or((text, "0"));
+        (
+            address.parse().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+            length.parse().unwrap_or(0),
+        )
+    }
+
+    #[test]
+    fn a_prefix_contains_itself_and_longer_ones_of_its_family() {
+        for (outer, inner, expected) in [
+            ("10.77.0.0/16", "10.77.0.0/16", true),
+            ("10.77.0.0/16", "10.77.9.0/24", true),
+            ("10.77.9.0/24", "10.77.0.0/16", false),
+            ("10.0.0.0/8", "10.77.0.0/16", true),
+            ("10.77.0.0/16", "10.78.0.0/16", false),
+            ("0.0.0.0/0", "10.77.0.0/16", true),
+            ("::/0", "10.77.0.0/16", false),
+            ("fd12::/16", "fd12:3456:789a::/48", true),
+            ("fd12:3456:789a::/48", "fd12:3456:789b::/64", false),
+        ] {
+            assert_eq!(contains(prefix(outer), prefix(inner)), expected, "{outer} {inner}");
+        }
+    }
+
+    #[test]
+    fn a_route_is_read_back_as_it_was_written() {
+        let source = IpAddr::V6(Ipv6Addr::new(0xfd12, 0, 0, 0, 0, 0, 1, 1));
+        for route in [
+            Route::Tun {
+                destination: prefix("10.77.0.0/16"),
+                index: 3,
+                source: IpAddr::V4([10, 77, 1, 0].into()),
+            },
+            Route::Tun {
+                destination: prefix("fd12::/48"),
+                index: 3,
+                source,
+            },
+            Route::Unreachable {
+                destination: prefix("10.77.0.0/16"),
+            },
+            Route::Unreachable {
+                destination: prefix("fd12::/48"),
+            },
+        ] {
+            assert_eq!(parse(&message(route)), Some(route));
+        }
+    }
 }

@@ -39,7 +39,11 @@ impl FromStr for InterfaceName {
         let good = (1..=MAX_INTERFACE_NAME).contains(&text.len())
             && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.".contains(&b))
             && text.bytes().any(|b| b != b'.');
-        if good { Ok(Self(text.into())) } else { Err(InterfaceNameError(text.into())) }
+        if good {
+            Ok(Self(text.into()))
+        } else {
+            Err(InterfaceNameError(text.into()))
+        }
     }
 }
 
@@ -55,9 +59,25 @@ mod tests {
 
     #[test]
     fn names_that_would_need_quoting_are_refused() {
-        for bad in ["", ".", "..", "a b", "a/b", "a\"b", "a;b", "sixteen-letters-", "é", "a\n", "a:1", "tun%d"] {
+        for bad in [
+            "",
+            ".",
+            "..",
+            "a b",
+            "a/b",
+            "a\"b",
+            "a;b",
+            "sixteen-letters-",
+            "é",
+            "a\n",
+            "a:1",
+            "tun%d",
+        ] {
             assert!(bad.parse::<InterfaceName>().is_err(), "{bad:?}");
         }
-        assert_eq!("cloison0".parse::<InterfaceName>().map(|n| n.to_string()), Ok("cloison0".to_owned()));
+        assert_eq!(
+            "cloison0".parse::<InterfaceName>().map(|n| n.to_string()),
+            Ok("cloison0".to_owned())
+        );
     }
 }

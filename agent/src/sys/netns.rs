@@ -18,7 +18,9 @@ const NSFS_MAGIC: u64 = 0x6e73_6673;
 #[derive(Debug, thiserror::Error)]
 pub enum NetNsError {
     /// The path is not below any of the directories that the agent accepts.
-    #[error("the namespace {0} is not below a directory that this agent accepts; add its directory to `netns_dirs` in the agent's configuration")]
+    #[error(
+        "the namespace {0} is not below a directory that this agent accepts; add its directory to `netns_dirs` in the agent's configuration"
+    )]
     NotAllowed(PathBuf),
     /// Nothing is there.
     #[error("the namespace {0} does not exist; start what makes it (`ip netns add`, or its unit)")]
@@ -86,7 +88,7 @@ impl NetNs {
         };
         let dir = rustix::fs::open(dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(why)?;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        let place = rustix::fs::openat2(&dir, rest, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty(), resolve).map_err(why)?;
+        let place = rustix::fs::openat2(&dir, rest, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve).map_err(why)?;
         let kind = rustix::fs::fstatfs(&place).map_err(kernel("read"))?.f_type;
         if u64::try_from(kind) != Ok(NSFS_MAGIC) {
             return Err(NetNsError::NotNamespace(path.into()));
@@ -108,7 +110,10 @@ impl NetNs {
     /// [`NetNsError::Kernel`]: not permitted.
     pub fn fresh() -> Result<Self, NetNsError> {
         on_a_thread(|| {
-            #[expect(unsafe_code, reason = "rustix offers unshare only as unsafe, because some of its flags break the standard library")]
+            #[expect(
+                unsafe_code,
+                reason = "rustix offers unshare only as unsafe, because some of its flags break the standard library"
+            )]
             // SAFETY: NEWNET changes nothing but the network namespace of this thread, which exists for this call alone; no file
             // descriptor table is unshared.
             unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.map_err(kernel("make"))?;
@@ -135,7 +140,13 @@ impl NetNs {
 
     fn held(fd: OwnedFd) -> rustix::io::Result<Self> {
         let stat = rustix::fs::fstat(&fd)?;
-        Ok(Self { fd, id: NetNsId { filesystem: stat.st_dev, inode: stat.st_ino } })
+        Ok(Self {
+            fd,
+            id: NetNsId {
+                filesystem: stat.st_dev,
+                inode: stat.st_ino,
+            },
+        })
     }
 }
 

@@ -21,7 +21,6 @@ pub struct Ready {
 }
 
 /// A set of file descriptors that are waited for together.
-#[derive(Debug)]
 pub struct Poller {
     epoll: OwnedFd,
     events: Vec<epoll::Event>,
@@ -33,7 +32,10 @@ impl Poller {
     /// # Errors
     /// The kernel's: too many open files.
     pub fn new() -> io::Result<Self> {
-        Ok(Self { epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?, events: Vec::with_capacity(MAX_EVENTS) })
+        Ok(Self {
+            epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+            events: Vec::with_capacity(MAX_EVENTS),
+        })
     }
 
     /// Adds `fd`, to be reported as `token` when it can be read.
@@ -41,7 +43,12 @@ impl Poller {
     /// # Errors
     /// The kernel's: `fd` is in the set already, or cannot be waited for.
     pub fn add(&self, fd: impl AsFd, token: u64) -> io::Result<()> {
-        Ok(epoll::add(&self.epoll, fd, epoll::EventData::new_u64(token), epoll::EventFlags::IN)?)
+        Ok(epoll::add(
+            &self.epoll,
+            fd,
+            epoll::EventData::new_u64(token),
+            epoll::EventFlags::IN,
+        )?)
     }
 
     /// Takes `fd` out again.
@@ -66,7 +73,10 @@ impl Poller {
         let broken = epoll::EventFlags::ERR | epoll::EventFlags::HUP;
         Ok(self.events.iter().map(move |event| {
             let flags = event.flags;
-            Ready { token: event.data.u64(), broken: flags.intersects(broken) }
+            Ready {
+                token: event.data.u64(),
+                broken: flags.intersects(broken),
+            }
         }))
     }
 }

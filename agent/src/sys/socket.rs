@@ -21,7 +21,13 @@ pub fn allow_fragments(socket: impl AsFd, v6: bool) -> io::Result<()> {
     // SAFETY: the descriptor is open for the length of the borrow, and the kernel reads `length` bytes behind a pointer to an int that lives
     // until the call returns.
     let result = unsafe {
-        libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, (&raw const off).cast(), length)
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_IPV6,
+            libc::IPV6_DONTFRAG,
+            (&raw const off).cast(),
+            length,
+        )
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -22,13 +22,17 @@ const DEVICE: &str = "/dev/net/tun";
 #[derive(Debug, thiserror::Error)]
 pub enum TunError {
     /// The kernel's TUN driver cannot be reached.
-    #[error("cannot open {DEVICE}: there is no such device; load the kernel's driver (`modprobe tun`), or pass the device to the container that the agent runs in")]
+    #[error(
+        "cannot open {DEVICE}: there is no such device; load the kernel's driver (`modprobe tun`), or pass the device to the container that the agent runs in"
+    )]
     NoDevice(#[source] io::Error),
     /// The agent lacks a privilege.
     #[error("cannot make the TUN {0}: not permitted; the agent needs CAP_NET_ADMIN (run it as root, or grant that capability in its unit)")]
     NotPermitted(InterfaceName, #[source] io::Error),
     /// The name is another interface's, or another process holds the TUN.
-    #[error("cannot make the TUN {0}: an interface of that name exists; stop the other agent, or set another `tun` in the agent's configuration")]
+    #[error(
+        "cannot make the TUN {0}: an interface of that name exists; stop the other agent, or set another `tun` in the agent's configuration"
+    )]
     NameTaken(InterfaceName, #[source] io::Error),
     /// Anything else.
     #[error("cannot make the TUN {0}")]
@@ -64,7 +68,11 @@ impl Tun {
         })?;
         set_header_length(&fd).map_err(|e| TunError::Other(name.clone(), e))?;
         let index = interface_index(name).map_err(|e| TunError::Other(name.clone(), e))?;
-        Ok(Self { fd, name: name.clone(), index })
+        Ok(Self {
+            fd,
+            name: name.clone(),
+            index,
+        })
     }
 
     /// The interface's name.
@@ -86,7 +94,9 @@ impl Tun {
     /// `WouldBlock` if there is none; EBADFD once the interface is gone.
     pub fn read(&self, header: &mut [u8; VNET_HEADER_LEN], packet: &mut [u8]) -> io::Result<usize> {
         let length = rustix::io::readv(&self.fd, &mut [IoSliceMut::new(header), IoSliceMut::new(packet)])?;
-        length.checked_sub(VNET_HEADER_LEN).ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+        length
+            .checked_sub(VNET_HEADER_LEN)
+            .ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
     }
 
     /// Writes one packet with its header.
@@ -126,7 +136,10 @@ pub fn interface_index(name: &InterfaceName) -> io::Result<u32> {
 }
 
 fn set_interface(fd: &OwnedFd, name: &InterfaceName) -> io::Result<()> {
-    let mut request = libc::ifreq { ifr_name: [0; libc::IFNAMSIZ], ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: 0 } };
+    let mut request = libc::ifreq {
+        ifr_name: [0; libc::IFNAMSIZ],
+        ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: 0 },
+    };
     for (to, from) in request.ifr_name.iter_mut().zip(name.as_str().bytes()) {
         *to = libc::c_char::from_ne_bytes([from]);
     }

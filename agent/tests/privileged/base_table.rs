@@ -1,0 +1,157 @@
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::Duration;
+
+use cloison_agent::attach::base_table::{self, BaseTable};
+use cloison_agent::netlink::{Netlink, addr, link};
+use cloison_agent::sys::netns::NetNs;
+use cloison_agent::sys::tun::Tun;
+
+use crate::{Outcome, addresses, inside, ip, range, run, tun_name, wire, wired_pair};
+
+fn table() -> Outcome<BaseTable> {
+    Ok(BaseTable {
+        name: "cloison_test".parse()?,
+        range: range()?,
+        tun: tun_name()?,
+    })
+}
+
+/// A host with a TUN that has addresses, and beside it on the wire a stranger who can send from overlay addresses.
+fn host_and_stranger() -> Outcome<(NetNs, NetNs, Tun)> {
+    let (host, stranger) = wired_pair()?;
+    let tun = inside(&host, || {
+        let tun = Tun::create(&tun_name()?)?;
+        let mut netlink = Netlink::open()?;
+        link::apply(
+            &mut netlink,
+            tun.index(),
+            link::LinkState {
+                mtu: 1420,
+                queue_length: 1000,
+            },
+        )?;
+        addr::apply(&mut netlink, tun.index(), &addresses(0)?.both().into())?;
+        Ok(tun)
+    })?;
+    for address in addresses(9)?.both() {
+        let nodad = if address.is_ipv6() { "nodad" } else { "" };
+        ip(&stranger, &format!("addr add {address} dev lo {nodad}"))?;
+        let (to, via) = if address.is_ipv4() {
+            ("10.77.0.0/16", "192.0.2.1")
+        } else {
+            ("fd12:3456:789a::/48", "2001:db8::1")
+        };
+        ip(&stranger, &format!("route add {to} via {via}"))?;
+        ip(
+            &host,
+            &format!(
+                "route add {address} via {}",
+                if address.is_ipv4() { "192.0.2.2" } else { "2001:db8::2" }
+            ),
+        )?;
+    }
+    for setting in [
+        "net.ipv4.ip_forward=1",
+        "net.ipv6.conf.all.forwarding=1",
+        "net.ipv4.conf.all.rp_filter=0",
+        "net.ipv4.conf.eth0.rp_filter=0",
+    ] {
+        inside(&host, || run("sysctl", &format!("-qw {setting}")))?;
+    }
+    Ok((host, stranger, tun))
+}
+
+fn bind(ns: &NetNs, address: IpAddr) -> Outcome<UdpSocket> {
+    inside(ns, || Ok(UdpSocket::bind((address, 0))?))
+}
+
+/// Asserts that a datagram from `from` reaches `to`, or that it does not.
+fn assert_reaches(from: &UdpSocket, to: &UdpSocket, expected: bool, what: &str) -> Outcome {
+    to.set_read_timeout(Some(Duration::from_millis(if expected { 3000 } else { 100 })))?;
+    assert_eq!(reaches(from, to)?, expected, "{what}: {to:?}");
+    Ok(())
+}
+
+fn reaches(from: &UdpSocket, to: &UdpSocket) -> Outcome<bool> {
+    let address: SocketAddr = to.local_addr()?;
+    match from.send_to(b"spoofed", address) {
+        Ok(_) => {}
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => return Ok(false),
+        Err(e) => return Err(e.into()),
+    }
+    Ok(to.recv(&mut [0; 64]).is_ok())
+}
+
+#[test]
+fn overlay_addresses_pass_no_other_interface_than_the_tun() -> Outcome {
+    let (host, stranger, tun) = host_and_stranger()?;
+    let (ours, theirs) = (addresses(0)?, addresses(9)?);
+    let underlay: [(IpAddr, IpAddr); 2] = [
+        ("192.0.2.1".parse()?, "192.0.2.2".parse()?),
+        ("2001:db8::1".parse()?, "2001:db8::2".parse()?),
+    ];
+    for (loaded, expected) in [(false, true), (true, false)] {
+        if loaded {
+            inside(&host, || Ok(table()?.load()?))?;
+        }
+        for (here, there) in underlay {
+            let (here_socket, there_socket) = (bind(&host, here)?, bind(&stranger, there)?);
+            let (ours, theirs) = (bind(&host, ours.of_family(here))?, bind(&stranger, theirs.of_family(here))?);
+            assert_reaches(&theirs, &here_socket, expected, "a forged source arrives")?;
+            assert_reaches(&there_socket, &ours, expected, "an overlay destination arrives")?;
+            assert_reaches(&ours, &there_socket, expected, "an overlay source leaves")?;
+            assert_reaches(&here_socket, &theirs, expected, "an overlay destination leaves")?;
+            assert_reaches(&here_socket, &there_socket, true, "the underlay is left alone")?;
+            assert_reaches(&there_socket, &here_socket, true, "the underlay is left alone")?;
+        }
+    }
+    let listed = inside(&host, || run("nft", "list table inet cloison_test"))?;
+    assert!(
+        listed.matches("packets 0").count() < listed.matches("counter").count(),
+        "the drops are counted: {listed}"
+    );
+    drop(tun);
+    Ok(())
+}
+
+#[test]
+fn nothing_is_forwarded_to_or_from_the_tun() -> Outcome {
+    let (host, stranger, tun) = host_and_stranger()?;
+    for route in ["10.77.200.0/24", "fd12:3456:789a:2::/64"] {
+        ip(&host, &format!("route add {route} dev cloison0"))?;
+    }
+    let far: [IpAddr; 2] = ["10.77.200.1".parse()?, "fd12:3456:789a:2::1".parse()?];
+    for (loaded, expected) in [(false, true), (true, false)] {
+        if loaded {
+            inside(&host, || Ok(table()?.load()?))?;
+        }
+        for far in far {
+            let sender = bind(&stranger, addresses(9)?.of_family(far))?;
+            sender.send_to(b"through", (far, 9))?;
+            let arrived = wire::read_until(&tun, |p| wire::read_echo(p).is_some_and(|(_, d, _)| d == far))?;
+            assert_eq!(arrived.is_some(), expected, "to the TUN: {far}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn the_table_is_replaced_as_a_whole_and_leaves_others_alone() -> Outcome {
+    let (ns, _other) = wired_pair()?;
+    inside(&ns, || {
+        run("nft", "add table inet somebody_else")?;
+        let table = table()?;
+        assert!(!table.is_loaded()?);
+        table.load()?;
+        let first = run("nft", "list ruleset")?;
+        table.load()?;
+        assert_eq!(run("nft", "list ruleset")?, first);
+        assert!(table.is_loaded()? && first.contains("somebody_else"));
+        base_table::remove(&table.name)?;
+        base_table::remove(&table.name)?;
+        assert!(!table.is_loaded()?);
+        assert_eq!(run("nft", "list tables")?.trim(), "table inet somebody_else");
+        Ok(())
+    })
+}

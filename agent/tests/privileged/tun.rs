@@ -1,0 +1,85 @@
+use std::net::{IpAddr, UdpSocket};
+
+use cloison_agent::netlink::{Netlink, addr, link, route};
+use cloison_agent::sys::tun::{Tun, TunError, VNET_HEADER_LEN};
+
+use crate::{Outcome, addresses, fresh, inside, ip, range, tun_name, wire};
+
+const STATE: link::LinkState = link::LinkState {
+    mtu: 1420,
+    queue_length: 1000,
+};
+
+fn ready_tun() -> Outcome<Tun> {
+    let tun = Tun::create(&tun_name()?)?;
+    let mut netlink = Netlink::open()?;
+    let ours = addresses(0)?;
+    link::apply(&mut netlink, tun.index(), STATE)?;
+    addr::apply(&mut netlink, tun.index(), &ours.both().into())?;
+    let to = route::destinations(range()?);
+    let wanted = to.map(|destination| route::Route::Tun {
+        destination,
+        index: tun.index(),
+        source: ours.of_family(destination.0),
+    });
+    route::apply(&mut netlink, &to, &wanted.into())?;
+    Ok(tun)
+}
+
+#[test]
+fn the_kernel_answers_an_echo_written_to_the_tun() -> Outcome {
+    let ns = fresh()?;
+    let tun = inside(&ns, ready_tun)?;
+    let (ours, theirs) = (addresses(0)?, addresses(1)?);
+    for ours in ours.both() {
+        let theirs = theirs.of_family(ours);
+        tun.write(&[0; VNET_HEADER_LEN], &wire::echo(theirs, ours, true, b"how do you do")?)?;
+        let expected = wire::echo(ours, theirs, false, b"how do you do")?;
+        let answer = wire::read_until(&tun, |p| wire::read_echo(p) == wire::read_echo(&expected))?;
+        assert!(answer.is_some_and(|a| a.ends_with(b"how do you do")), "{ours}");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_is_sent_to_the_overlay_leaves_by_the_tun_from_the_component_s_address() -> Outcome {
+    let ns = fresh()?;
+    let (ours, theirs) = (addresses(0)?, addresses(1)?);
+    let tun = inside(&ns, ready_tun)?;
+    inside(&ns, || {
+        for theirs in theirs.both() {
+            let any: IpAddr = if theirs.is_ipv4() { "0.0.0.0".parse()? } else { "::".parse()? };
+            UdpSocket::bind((any, 0))?.send_to(b"hello", (theirs, 9))?;
+        }
+        Ok(())
+    })?;
+    for ours in ours.both() {
+        let from_us = |p: &[u8]| wire::read_echo(p).is_some_and(|(s, d, _)| (s, d) == (ours, theirs.of_family(ours)));
+        assert!(wire::read_until(&tun, from_us)?.is_some_and(|p| p.ends_with(b"hello")), "{ours}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_name_that_is_taken_is_reported_as_that() -> Outcome {
+    let ns = fresh()?;
+    let first = inside(&ns, || Ok(Tun::create(&tun_name()?)?))?;
+    let again = inside(&ns, || Ok(Tun::create(&tun_name()?)))?;
+    assert!(matches!(again, Err(TunError::NameTaken(..))), "{again:?}");
+    drop(first);
+    inside(&ns, || Ok(Tun::create(&tun_name()?)?))?;
+    Ok(())
+}
+
+#[test]
+fn a_tun_that_was_deleted_reads_as_an_error_not_as_silence() -> Outcome {
+    let ns = fresh()?;
+    let tun = inside(&ns, ready_tun)?;
+    ip(&ns, "link delete cloison0")?;
+    let error = tun.read(&mut [0; VNET_HEADER_LEN], &mut [0; 1500]).err().ok_or("it was read")?;
+    assert_ne!(error.kind(), std::io::ErrorKind::WouldBlock);
+    let mut poller = cloison_agent::sys::poll::Poller::new()?;
+    poller.add(&tun, 1)?;
+    assert!(poller.wait(std::time::Duration::from_secs(1))?.any(|r| r.broken));
+    Ok(())
+}
