@@ -78,7 +78,23 @@ impl Capture {
         let path = folder.log_path(&format!("{interface}.pcap"))?;
         // Without --immediate-mode a short capture comes out empty; -Z root keeps the right to write into the lab's folder.
         let mut command = net.command("tcpdump");
-        command.args(["--immediate-mode", "-U", "-n", "-s", "0", "-B", "16384", "-Z", "root", "--nano", "-i", interface, "-w"]).arg(&path);
+        command
+            .args([
+                "--immediate-mode",
+                "-U",
+                "-n",
+                "-s",
+                "0",
+                "-B",
+                "16384",
+                "-Z",
+                "root",
+                "--nano",
+                "-i",
+                interface,
+                "-w",
+            ])
+            .arg(&path);
         let mut process = net.start("tcpdump", command)?;
         process.wait_for_line("listening on", START_LIMIT)?;
         Ok(Self { process, path })
@@ -101,7 +117,10 @@ impl Capture {
         std::thread::sleep(Duration::from_millis(200));
         self.process.stop_by(Signal::INT)?;
         let log = self.process.log();
-        ensure!(log.contains("\n0 packets dropped by kernel"), "the capture lost packets, and proves nothing:\n{log}");
+        ensure!(
+            log.contains("\n0 packets dropped by kernel"),
+            "the capture lost packets, and proves nothing:\n{log}"
+        );
         self.so_far()
     }
 }
@@ -123,7 +142,11 @@ impl Recording {
             let length = usize::try_from(length)?;
             let Some(frame) = bytes.get(at + 16..at + 16 + length) else { break };
             let since = Duration::new(u64::from(seconds), ticks * nanoseconds_a_tick);
-            frames.push(Frame { at: SystemTime::UNIX_EPOCH + since, bytes: frame.to_vec(), link });
+            frames.push(Frame {
+                at: SystemTime::UNIX_EPOCH + since,
+                bytes: frame.to_vec(),
+                link,
+            });
             at += 16 + length;
         }
         Ok(Self { frames })
@@ -188,8 +211,16 @@ impl Frame {
             Some(TransportSlice::Udp(udp)) => (17, udp.source_port(), udp.destination_port(), udp.payload().len()),
             Some(TransportSlice::Icmpv4(icmp)) => (1, 0, 0, icmp.payload().len()),
             Some(TransportSlice::Icmpv6(icmp)) => (58, 0, 0, icmp.payload().len()),
+            Some(TransportSlice::Igmp(igmp)) => (2, 0, 0, igmp.payload().len()),
             None => (0, 0, 0, 0),
         };
-        Some(Addresses { from, to, protocol, from_port, to_port, payload })
+        Some(Addresses {
+            from,
+            to,
+            protocol,
+            from_port,
+            to_port,
+            payload,
+        })
     }
 }

@@ -27,7 +27,6 @@ const CLAIM_WAIT: Duration = Duration::from_secs(300);
 /// The right to use a lab name, until dropped.
 #[derive(Debug)]
 pub struct Claim {
-    name: String,
     prefix: String,
     file: File,
     folder: Option<PathBuf>,
@@ -41,8 +40,15 @@ impl Claim {
     /// If the name is not of lower-case letters, digits and `-`, or stays taken for five minutes.
     pub fn take(name: &str) -> Result<Self> {
         let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-        ensure!(!name.is_empty() && name.len() <= 80 && name.chars().all(plain), "`{name}` is not a name for a lab");
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(CLAIMS).with_context(|| format!("making {CLAIMS}"))?;
+        ensure!(
+            !name.is_empty() && name.len() <= 80 && name.chars().all(plain),
+            "`{name}` is not a name for a lab"
+        );
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(CLAIMS)
+            .with_context(|| format!("making {CLAIMS}"))?;
         let path = Path::new(CLAIMS).join(name);
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
         let mut file = file.with_context(|| format!("opening {}", path.display()))?;
@@ -54,7 +60,12 @@ impl Claim {
         let mut folder = String::new();
         file.read_to_string(&mut folder)?;
         remove_folder(Path::new(folder.trim()), &prefix)?;
-        Ok(Self { name: name.to_owned(), prefix, file, folder: None, keep: false })
+        Ok(Self {
+            prefix,
+            file,
+            folder: None,
+            keep: false,
+        })
     }
 
     /// The prefix of everything this claim covers; ends in a dot, which no name contains.
@@ -73,7 +84,11 @@ impl Claim {
     /// # Errors
     /// If it cannot be made.
     pub fn make_folder(&mut self) -> Result<PathBuf> {
-        let folder = tempfile::Builder::new().prefix(&self.prefix).tempdir().context("making the lab's folder")?.keep();
+        let folder = tempfile::Builder::new()
+            .prefix(&self.prefix)
+            .tempdir()
+            .context("making the lab's folder")?
+            .keep();
         std::fs::set_permissions(&folder, std::os::unix::fs::PermissionsExt::from_mode(0o711))?;
         self.file.set_len(0)?;
         self.file.rewind()?;
@@ -91,8 +106,7 @@ impl Drop for Claim {
         if let Some(folder) = &self.folder {
             let _ = remove_folder(folder, &self.prefix);
         }
-        // The file goes while the lock is held, and only if the folder is gone: a waiting run then locks a file without a name, which
-        // costs it nothing but its exclusiveness towards a third; so the file stays, and is emptied.
+        // The file itself stays: another run may be waiting for its lock, and removing it would hand that run a lock on nothing.
         let _ = self.file.set_len(0);
     }
 }
@@ -111,10 +125,10 @@ pub fn remove_namespaces(prefix: &str) -> Result<()> {
         for pid in &inside {
             let _ = kill_process(*pid, signal);
         }
-        let gone = wait_for("processes to end", Duration::from_secs(3), || Ok(inside.iter().all(has_ended).then_some(())));
-        if gone.is_ok() && signal == Signal::TERM && inside.is_empty() {
-            break;
-        }
+        // Whatever ignores the first signal gets the second; whatever survives that makes the namespace's end fail.
+        drop(wait_for("processes to end", Duration::from_secs(3), || {
+            Ok(inside.iter().all(has_ended).then_some(()))
+        }));
     }
     names.iter().try_for_each(|name| netns::delete(name))
 }
@@ -147,13 +161,22 @@ fn remove_folder(folder: &Path, prefix: &str) -> Result<()> {
 /// All processes whose network namespace is one of these.
 fn processes_in(names: &[String]) -> Vec<Pid> {
     let inodes: Vec<u64> = names.iter().filter_map(|n| netns::inode(n).ok()).collect();
-    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let Ok(entries) = std::fs::read_dir("/proc") else {
+        return Vec::new();
+    };
     let inside = |entry: std::fs::DirEntry| {
         let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
         let namespace = std::fs::metadata(entry.path().join("ns/net")).ok()?;
-        inodes.contains(&std::os::unix::fs::MetadataExt::ino(&namespace)).then(|| Pid::from_raw(pid)).flatten()
+        inodes
+            .contains(&std::os::unix::fs::MetadataExt::ino(&namespace))
+            .then(|| Pid::from_raw(pid))
+            .flatten()
     };
-    entries.flatten().filter_map(inside).filter(|pid| *pid != rustix::process::getpid()).collect()
+    entries
+        .flatten()
+        .filter_map(inside)
+        .filter(|pid| *pid != rustix::process::getpid())
+        .collect()
 }
 
 /// Whether a process is gone, or waits for its parent to notice.

@@ -26,7 +26,8 @@ pub struct Host {
 impl Host {
     pub(super) fn build(prefix: &str, folder: &Arc<Folder>, wire: &Wire, name: &str, number: u8) -> Result<Self> {
         let net = Netns::create(prefix, name, folder).with_context(|| format!("making host {name}"))?;
-        wire.attach(&net, name, number).with_context(|| format!("hanging host {name} on the wire"))?;
+        wire.attach(&net, name, number)
+            .with_context(|| format!("hanging host {name} on the wire"))?;
         let host = Self {
             name: name.to_owned(),
             number,
@@ -62,7 +63,10 @@ impl Host {
     /// # Errors
     /// If the wire carries no IPv4.
     pub fn v4(&self) -> Result<Ipv4Addr> {
-        self.underlay.has_v4().then(|| wire_v4(self.number)).context("this wire carries no IPv4")
+        self.underlay
+            .has_v4()
+            .then(|| wire_v4(self.number))
+            .context("this wire carries no IPv4")
     }
 
     /// Its IPv6 address on the wire.
@@ -70,7 +74,10 @@ impl Host {
     /// # Errors
     /// If the wire carries no IPv6.
     pub fn v6(&self) -> Result<Ipv6Addr> {
-        self.underlay.has_v6().then(|| wire_v6(self.number)).context("this wire carries no IPv6")
+        self.underlay
+            .has_v6()
+            .then(|| wire_v6(self.number))
+            .context("this wire carries no IPv6")
     }
 
     /// Its addresses on the wire, IPv4 first.

@@ -116,7 +116,10 @@ impl Lab {
     /// # Errors
     /// If the lab has no such host.
     pub fn host(&self, name: &str) -> Result<&Host> {
-        self.hosts.iter().find(|h| h.name() == name).with_context(|| format!("the lab has no host `{name}`"))
+        self.hosts
+            .iter()
+            .find(|h| h.name() == name)
+            .with_context(|| format!("the lab has no host `{name}`"))
     }
 
     /// All hosts, in the order in which they were named.
@@ -190,12 +193,21 @@ impl LabBuilder {
     /// # Errors
     /// If this is not root, a tool is missing (`tests/scripts/setup.sh` installs them), or a lab of this name is running.
     pub fn build(self) -> Result<Lab> {
-        ensure!(rustix::process::geteuid().is_root(), "the lab makes network namespaces: run this as root");
-        let claim = Claim::take(&self.name)?;
+        ensure!(
+            rustix::process::geteuid().is_root(),
+            "the lab makes network namespaces: run this as root"
+        );
+        let mut claim = Claim::take(&self.name)?;
         let path = claim.make_folder()?;
         let folder = Arc::new(Folder { path, keep: self.keep });
         let wire = Wire::build(claim.prefix(), &folder, self.underlay, self.mtu)?;
-        let mut lab = Lab { wire, hosts: Vec::new(), folder, finished: false, claim };
+        let mut lab = Lab {
+            wire,
+            hosts: Vec::new(),
+            folder,
+            finished: false,
+            claim,
+        };
         for (position, name) in self.hosts.iter().enumerate() {
             let number = u8::try_from(position + 1).context("a lab has at most 250 hosts")?;
             let host = Host::build(lab.claim.prefix(), &lab.folder, &lab.wire, name, number)?;
@@ -211,7 +223,11 @@ impl Drop for Lab {
             self.folder.print_logs(self.claim.prefix());
         }
         if self.folder.keep {
-            eprintln!("lab `{}` is kept; its files are in {}; `make clean-lab` removes it", self.claim.prefix(), self.folder.path.display());
+            eprintln!(
+                "lab `{}` is kept; its files are in {}; `make clean-lab` removes it",
+                self.claim.prefix(),
+                self.folder.path.display()
+            );
             self.claim.keep();
         } else if let Err(error) = cleanup::remove_namespaces(self.claim.prefix()) {
             eprintln!("{error:#}");
@@ -251,7 +267,9 @@ impl Folder {
     }
 
     fn print_logs(&self, prefix: &str) {
-        let Ok(entries) = std::fs::read_dir(self.path.join("logs")) else { return };
+        let Ok(entries) = std::fs::read_dir(self.path.join("logs")) else {
+            return;
+        };
         let mut paths: Vec<PathBuf> = entries.flatten().map(|e| e.path()).collect();
         paths.sort();
         for path in paths {
@@ -261,7 +279,10 @@ impl Folder {
                 continue;
             }
             let skipped = lines.len().saturating_sub(LOG_TAIL_LINES);
-            eprintln!("--- {prefix}: {} ({skipped} earlier lines not shown)", path.file_name().unwrap_or_default().display());
+            eprintln!(
+                "--- {prefix}: {} ({skipped} earlier lines not shown)",
+                path.file_name().unwrap_or_default().display()
+            );
             for line in lines.iter().skip(skipped) {
                 eprintln!("    {line}");
             }

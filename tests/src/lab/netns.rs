@@ -38,7 +38,11 @@ impl Netns {
     pub fn create(prefix: &str, short: &str, folder: &Arc<Folder>) -> Result<Self> {
         let name = format!("{prefix}{short}");
         process::run(command("ip", &["netns", "add", &name]), COMMAND_LIMIT)?.ok()?;
-        let netns = Self { name, short: short.to_owned(), folder: Arc::clone(folder) };
+        let netns = Self {
+            name,
+            short: short.to_owned(),
+            folder: Arc::clone(folder),
+        };
         netns.run(&["ip", "link", "set", "lo", "up"])?.ok()?;
         Ok(netns)
     }
@@ -102,7 +106,8 @@ impl Netns {
         let path = self.path();
         let thread = std::thread::spawn(move || {
             let file = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
-            move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).with_context(|| format!("entering {}", path.display()))?;
+            move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
+                .with_context(|| format!("entering {}", path.display()))?;
             body()
         });
         thread.join().map_err(|_| anyhow!("a thread in namespace {} panicked", self.name))?
@@ -138,7 +143,7 @@ impl Netns {
             // setpriv wants at least one thing to do.
             command.args(["--pdeathsig", "keep"]);
         }
-        command.args(["--", program]);
+        command.args(["--", program]).current_dir("/");
         command
     }
 }
@@ -161,7 +166,9 @@ pub fn list() -> Result<Vec<String>> {
 /// If there is no such namespace.
 pub fn inode(name: &str) -> Result<u64> {
     let path = Path::new(NAMESPACES).join(name);
-    Ok(std::fs::metadata(&path).with_context(|| format!("looking at {}", path.display()))?.ino())
+    Ok(std::fs::metadata(&path)
+        .with_context(|| format!("looking at {}", path.display()))?
+        .ino())
 }
 
 /// Removes a namespace.

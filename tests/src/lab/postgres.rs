@@ -65,12 +65,20 @@ impl Postgres {
             if ready.is_ok() && !process.log().contains("could not bind") {
                 return Ok(Some(process));
             }
-            ensure!(process.log().contains("could not bind"), "PostgreSQL did not start:\n{}", process.log());
+            ensure!(
+                process.log().contains("could not bind"),
+                "PostgreSQL did not start:\n{}",
+                process.log()
+            );
             process.stop_by(Signal::INT)?;
             std::thread::sleep(Duration::from_millis(200));
             Ok(None)
         })?;
-        Ok(Self { process, net: net.clone(), listen: listen.to_vec() })
+        Ok(Self {
+            process,
+            net: net.clone(),
+            listen: listen.to_vec(),
+        })
     }
 
     /// Where it listens.
@@ -88,7 +96,10 @@ impl Postgres {
     /// How many clients have reached it over the network.
     #[must_use]
     pub fn clients_seen(&self) -> usize {
-        self.log().lines().filter(|l| l.contains("connection received: host=") && !l.contains("host=[local]")).count()
+        self.log()
+            .lines()
+            .filter(|l| l.contains("connection received: host=") && !l.contains("host=[local]"))
+            .count()
     }
 
     /// Fills the tables of pgbench, over the server's own loopback address or the first it listens on.
@@ -98,7 +109,9 @@ impl Postgres {
     pub fn fill(&self, scale: u32) -> Result<()> {
         let at = self.listen.first().context("a server without an address")?.to_string();
         let scale = scale.to_string();
-        self.net.run(&[&program("pgbench")?, "-i", "-q", "-s", &scale, "-h", &at, "-U", USER, "postgres"])?.ok()?;
+        self.net
+            .run(&[&program("pgbench")?, "-i", "-q", "-s", &scale, "-h", &at, "-U", USER, "postgres"])?
+            .ok()?;
         Ok(())
     }
 
@@ -117,7 +130,20 @@ impl Postgres {
 /// If psql cannot be started, or hangs. A refused query is no error here.
 pub fn query(from: &Netns, at: IpAddr, sql: &str, connect_timeout_s: u32) -> Result<Finished> {
     let mut command = from.command("psql");
-    command.args(["-X", "-A", "-t", "-h", &at.to_string(), "-p", &PORT.to_string(), "-U", USER, "-c", sql, "postgres"]);
+    command.args([
+        "-X",
+        "-A",
+        "-t",
+        "-h",
+        &at.to_string(),
+        "-p",
+        &PORT.to_string(),
+        "-U",
+        USER,
+        "-c",
+        sql,
+        "postgres",
+    ]);
     command.env("PGCONNECT_TIMEOUT", connect_timeout_s.to_string());
     process::run(command, super::netns::COMMAND_LIMIT)
 }
@@ -128,18 +154,35 @@ pub fn query(from: &Netns, at: IpAddr, sql: &str, connect_timeout_s: u32) -> Res
 /// If pgbench cannot be started.
 pub fn bench(from: &Netns, at: IpAddr, seconds: u32, arguments: &[&str]) -> Result<Finished> {
     let mut command = from.command(&program("pgbench")?);
-    command.args(["-h", &at.to_string(), "-p", &PORT.to_string(), "-U", USER, "-T", &seconds.to_string(), "-n"]).args(arguments).arg("postgres");
+    command
+        .args([
+            "-h",
+            &at.to_string(),
+            "-p",
+            &PORT.to_string(),
+            "-U",
+            USER,
+            "-T",
+            &seconds.to_string(),
+            "-n",
+        ])
+        .args(arguments)
+        .arg("postgres");
     process::run(command, Duration::from_secs(u64::from(seconds) + 60))
 }
 
 fn init(net: &Netns, data: &Path) -> Result<()> {
     std::fs::create_dir(data).with_context(|| format!("making {}", data.display()))?;
-    let owner = std::process::Command::new("chown");
-    let mut owner = owner;
+    let mut owner = std::process::Command::new("chown");
     owner.arg(format!("{USER}:")).arg(data);
-    process::run(owner, START_LIMIT)?.ok().context("PostgreSQL is not installed: run tests/scripts/setup.sh")?;
+    process::run(owner, START_LIMIT)?
+        .ok()
+        .context("PostgreSQL is not installed: run tests/scripts/setup.sh")?;
     let mut command = net.command_as(USER, &program("initdb")?);
-    command.arg("-D").arg(data).args(["--no-sync", "--auth=trust", "--encoding=UTF8", "--locale=C"]);
+    command
+        .arg("-D")
+        .arg(data)
+        .args(["--no-sync", "--auth=trust", "--encoding=UTF8", "--locale=C"]);
     process::run(command, START_LIMIT)?.ok()?;
     let everyone = "local all all trust\nhost all all 0.0.0.0/0 trust\nhost all all ::/0 trust\n";
     std::fs::write(data.join("pg_hba.conf"), everyone)?;
@@ -155,6 +198,8 @@ fn program(name: &str) -> Result<String> {
         .filter(|(_, path)| path.is_file())
         .collect();
     versions.sort();
-    let (_, path) = versions.pop().with_context(|| format!("no {name} below {PACKAGES}: run tests/scripts/setup.sh"))?;
+    let (_, path) = versions
+        .pop()
+        .with_context(|| format!("no {name} below {PACKAGES}: run tests/scripts/setup.sh"))?;
     Ok(path.display().to_string())
 }

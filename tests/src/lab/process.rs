@@ -48,7 +48,14 @@ impl Finished {
     /// # Errors
     /// With the command line and all output, if it did not.
     pub fn ok(self) -> Result<Self> {
-        ensure!(self.status.success(), "`{}` failed with {}\n{}{}", self.line, self.status, self.stdout, self.stderr);
+        ensure!(
+            self.status.success(),
+            "`{}` failed with {}\n{}{}",
+            self.line,
+            self.status,
+            self.stdout,
+            self.stderr
+        );
         Ok(self)
     }
 
@@ -57,7 +64,13 @@ impl Finished {
     /// # Errors
     /// With the command line and all output, if it succeeded.
     pub fn refused(self) -> Result<Self> {
-        ensure!(!self.status.success(), "`{}` should have failed, and succeeded\n{}{}", self.line, self.stdout, self.stderr);
+        ensure!(
+            !self.status.success(),
+            "`{}` should have failed, and succeeded\n{}{}",
+            self.line,
+            self.stdout,
+            self.stderr
+        );
         Ok(self)
     }
 
@@ -91,7 +104,13 @@ pub fn run(mut command: Command, within: Duration) -> Result<Finished> {
         }
         std::thread::sleep(Duration::from_millis(2));
     };
-    Ok(Finished { status, took: start.elapsed(), stdout: read_all(stdout)?, stderr: read_all(stderr)?, line })
+    Ok(Finished {
+        status,
+        took: start.elapsed(),
+        stdout: read_all(stdout)?,
+        stderr: read_all(stderr)?,
+        line,
+    })
 }
 
 impl Process {
@@ -106,7 +125,13 @@ impl Process {
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let line = line_of(&command);
         let child = spawn(command).with_context(|| format!("starting `{line}`"))?;
-        Ok(Self { name: name.to_owned(), child, out, log, keep: folder.keep() })
+        Ok(Self {
+            name: name.to_owned(),
+            child,
+            out,
+            log,
+            keep: folder.keep(),
+        })
     }
 
     /// Its process id.
@@ -135,10 +160,17 @@ impl Process {
         let what = format!("`{text}` from {}", self.name);
         wait_for(&what, within, || {
             let exited = self.child.try_wait()?;
-            let found = [&self.out, &self.log].into_iter().find_map(|path| read_path(path).lines().find(|l| l.contains(text)).map(str::to_owned));
+            let found = [&self.out, &self.log]
+                .into_iter()
+                .find_map(|path| read_path(path).lines().find(|l| l.contains(text)).map(str::to_owned));
             match (found, exited) {
                 (Some(line), _) => Ok(Some(line)),
-                (None, Some(status)) => bail!("{} ended ({status}) before it wrote `{text}`:\n{}{}", self.name, self.output(), self.log()),
+                (None, Some(status)) => bail!(
+                    "{} ended ({status}) before it wrote `{text}`:\n{}{}",
+                    self.name,
+                    self.output(),
+                    self.log()
+                ),
                 (None, None) => Ok(None),
             }
         })
@@ -166,7 +198,10 @@ impl Process {
     /// # Errors
     /// If it has ended.
     pub fn signal(&self, signal: Signal) -> Result<()> {
-        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).context("no process id")?;
+        let pid = i32::try_from(self.child.id())
+            .ok()
+            .and_then(Pid::from_raw)
+            .context("no process id")?;
         kill_process(pid, signal).with_context(|| format!("signalling {}", self.name))
     }
 
@@ -229,7 +264,9 @@ fn spawn(command: Command) -> Result<Child> {
         sender
     });
     let (answer, child) = sync_channel(1);
-    spawner.send((command, answer)).map_err(|_| anyhow!("the thread that starts processes has ended"))?;
+    spawner
+        .send((command, answer))
+        .map_err(|_| anyhow!("the thread that starts processes has ended"))?;
     Ok(child.recv().context("the thread that starts processes has ended")??)
 }
 

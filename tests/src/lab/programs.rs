@@ -28,6 +28,10 @@ pub fn find(name: &str) -> Result<PathBuf> {
 fn target_folder() -> Result<PathBuf> {
     let own = std::env::current_exe().context("looking for this program's own path")?;
     let folder = own.parent().context("this program is in no folder")?;
-    let folder = if folder.ends_with("deps") { folder.parent().context("`deps` is in no folder")? } else { folder };
+    let folder = if folder.ends_with("deps") {
+        folder.parent().context("`deps` is in no folder")?
+    } else {
+        folder
+    };
     Ok(folder.to_owned())
 }

@@ -28,8 +28,20 @@ impl Wire {
         let net = Netns::create(prefix, "wire", folder)?;
         // The bridge forwards frames only: it must neither get an address of its own nor filter or learn groups.
         net.set("ipv6/conf/default/disable_ipv6", "1")?;
-        net.run(&["ip", "link", "add", BRIDGE, "mtu", &mtu.to_string(), "type", "bridge", "mcast_snooping", "0"])?.ok()?;
-        net.run(&["ip", "link", "set", BRIDGE, "up"])?.ok()?;
+        net.run(&[
+            "ip",
+            "link",
+            "add",
+            BRIDGE,
+            "mtu",
+            &mtu.to_string(),
+            "type",
+            "bridge",
+            "mcast_snooping",
+            "0",
+        ])?
+        .ok()?;
+        net.run(&["ip", "link", "set", "dev", BRIDGE, "up"])?.ok()?;
         Ok(Self { net, underlay, mtu })
     }
 
@@ -50,18 +62,45 @@ impl Wire {
         ensure!(port.len() <= 15 && port != BRIDGE, "`{port}` cannot be the name of an interface");
         net.set("ipv6/conf/default/accept_ra", "0")?;
         let mtu = self.mtu.to_string();
-        let pair = ["ip", "link", "add", port, "mtu", &mtu, "type", "veth", "peer", "name", HOST_PORT, "mtu", &mtu, "netns", net.name()];
+        let pair = [
+            "ip",
+            "link",
+            "add",
+            "name",
+            port,
+            "mtu",
+            &mtu,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            HOST_PORT,
+            "mtu",
+            &mtu,
+            "netns",
+            net.name(),
+        ];
         self.net.run(&pair)?.ok()?;
-        self.net.run(&["ip", "link", "set", port, "master", BRIDGE, "up"])?.ok()?;
+        self.net.run(&["ip", "link", "set", "dev", port, "master", BRIDGE, "up"])?.ok()?;
         if !self.underlay.has_v6() {
             net.set(&format!("ipv6/conf/{HOST_PORT}/disable_ipv6"), "1")?;
         }
-        net.run(&["ip", "link", "set", HOST_PORT, "up"])?.ok()?;
+        net.run(&["ip", "link", "set", "dev", HOST_PORT, "up"])?.ok()?;
         if self.underlay.has_v4() {
-            net.run(&["ip", "address", "add", &format!("{}/24", wire_v4(number)), "dev", HOST_PORT])?.ok()?;
+            net.run(&["ip", "address", "add", &format!("{}/24", wire_v4(number)), "dev", HOST_PORT])?
+                .ok()?;
         }
         if self.underlay.has_v6() {
-            net.run(&["ip", "address", "add", &format!("{}/64", wire_v6(number)), "dev", HOST_PORT, "nodad"])?.ok()?;
+            net.run(&[
+                "ip",
+                "address",
+                "add",
+                &format!("{}/64", wire_v6(number)),
+                "dev",
+                HOST_PORT,
+                "nodad",
+            ])?
+            .ok()?;
         }
         Ok(())
     }
@@ -71,7 +110,7 @@ impl Wire {
     /// # Errors
     /// If `nft` refuses.
     pub fn lose(&self, to: &Host, percent: u8) -> Result<()> {
-        self.rule_on_arrival(to, &format!("numgen random mod 100 < {percent} drop"))
+        self.rule_on_arrival(to, &format!("{} drop", by_chance(percent)))
     }
 
     /// Loses all packets to the host that are longer than `mtu` bytes, silently: a path that swallows what is too big.
@@ -95,7 +134,7 @@ impl Wire {
     /// # Errors
     /// If `nft` refuses.
     pub fn duplicate(&self, from: &Host, to: &Host, percent: u8) -> Result<()> {
-        let rule = format!("meta l4proto udp numgen random mod 100 < {percent} dup to \"{}\"", to.name());
+        let rule = format!("meta l4proto udp {} dup to \"{}\"", by_chance(percent), to.name());
         self.net.nft(&chain(&format!("from_{}", table_name(from)), from.name(), &rule))
     }
 
@@ -115,8 +154,11 @@ impl Wire {
     /// If the kernel refuses.
     pub fn set_mtu(&self, host: &Host, mtu: u32) -> Result<()> {
         let mtu = mtu.to_string();
-        self.net.run(&["ip", "link", "set", host.name(), "mtu", &mtu])?.ok()?;
-        host.net().run(&["ip", "link", "set", HOST_PORT, "mtu", &mtu])?.ok().context("setting the MTU")?;
+        self.net.run(&["ip", "link", "set", "dev", host.name(), "mtu", &mtu])?.ok()?;
+        host.net()
+            .run(&["ip", "link", "set", "dev", HOST_PORT, "mtu", &mtu])?
+            .ok()
+            .context("setting the MTU")?;
         Ok(())
     }
 
@@ -132,6 +174,15 @@ fn chain(name: &str, interface: &str, rule: &str) -> String {
          add chain netdev lab {name} {{ type filter hook ingress device \"{interface}\" priority -500; policy accept; }}; \
          add rule netdev lab {name} {rule};"
     )
+}
+
+/// The condition that is met by chance, this often out of a hundred; `numgen` cannot be asked for what is always true.
+fn by_chance(percent: u8) -> String {
+    if percent < 100 {
+        format!("numgen random mod 100 < {percent}")
+    } else {
+        String::new()
+    }
 }
 
 /// nft names have no `-`.

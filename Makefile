@@ -1,0 +1,33 @@
+# The two commands are `make demo` and `make test`; both install what they need on a bare Debian machine with Rust, as root.
+
+SHELL := /bin/bash
+
+.PHONY: help build demo test check lint doc drift clean-lab setup
+
+help: ## what there is to make
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: ## install what the lab runs besides Rust
+	@tests/scripts/setup.sh
+
+build: ## build the programs, and those of the lab
+	cargo build --workspace
+
+demo: setup build ## show the mesh on one machine, with a real PostgreSQL; KEEP=1 leaves it running
+	@target/debug/demo
+
+test: setup lint doc ## run everything
+	tests/scripts/run-tests.sh
+
+check: lint ## what can be said without root: format, lints, unit and property tests
+	cargo test --workspace --exclude cloison-tests
+
+lint:
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --quiet -- -D warnings
+
+doc:
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --quiet
+
+clean-lab: ## remove what a killed or kept lab or demo left behind
+	@target/debug/lab-tool clean
