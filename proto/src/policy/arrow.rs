@@ -14,11 +14,13 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::str::FromStr;
 
 use super::diagnostic::{Code, Findings, Placed, Span, short};
+use super::fields::name_hint;
 use super::model::{Target, What};
 use super::yaml::Text;
-use crate::label::{ComponentName, LabelKey, LabelValue, MAX_LABELS, NameError, Selector};
+use crate::label::{ComponentName, LabelKey, LabelValue, MAX_LABELS, NameError, Selector, ServiceName};
 use crate::net::PortSpec;
 
 /// Most selectors or targets on one side of an arrow.
@@ -26,6 +28,9 @@ pub const MAX_SIDE: usize = 1_000;
 
 /// How a target is written, for hints.
 const TARGET_HINT: &str = "write `name:service`, `name:tcp/5432`, `name:icmp`, or `name:*` for all its services";
+
+/// What stands between the commas on one side; `None` if there are errors in it.
+pub(super) type Side<T> = Option<Vec<Placed<T>>>;
 
 /// A stretch of a text that is being parsed, without the blanks around it.
 #[derive(Clone)]
@@ -46,43 +51,48 @@ impl<'t, 'f, 'a> Reader<'t, 'f, 'a> {
     }
 
     /// Both sides of a whole arrow; `None` for a side that has errors.
-    pub(super) fn arrow(mut self) -> (Option<Vec<Placed<Selector>>>, Option<Vec<Placed<Target>>>) {
+    pub(super) fn arrow(mut self) -> (Side<Selector>, Side<Target>) {
         let whole = self.whole();
         let sides = split(&whole, "->");
         let [left, right] = sides.as_slice() else {
-            let message = if sides.len() > 2 { "a rule has one `->`" } else { "a rule is an arrow: `from -> to:service`" };
-            let hint = if whole.text.contains(['→', '⇒', '>']) {
-                "the arrow is written `->`"
+            let (message, hint) = if sides.len() > 2 {
+                (
+                    "a rule has one `->`",
+                    "write one rule for each arrow; `,` joins the names of one side",
+                )
+            } else if whole.text.contains(['→', '⇒', '>']) {
+                ("a rule is an arrow: `from -> to:service`", "the arrow is written `->`")
             } else {
-                "write `n8n -> postgres:sql`; in a list with brackets, put a rule that has commas in quotes"
+                let hint = "write `n8n -> postgres:sql`; in a list with brackets, put a rule that has commas in quotes";
+                ("a rule is an arrow: `from -> to:service`", hint)
             };
             self.findings.error(Code::BadArrow, self.text.at, message).hint(hint);
             return (None, None);
         };
-        (self.from(left), self.to(right))
+        (self.sources(left), self.destinations(right))
     }
 
     /// A text that is the left side of an arrow.
-    pub(super) fn selectors(mut self) -> Option<Vec<Placed<Selector>>> {
+    pub(super) fn selectors(mut self) -> Side<Selector> {
         let whole = self.whole();
         self.no_arrow(&whole)?;
-        self.from(&whole)
+        self.sources(&whole)
     }
 
     /// A text that is the right side of an arrow.
-    pub(super) fn targets(mut self) -> Option<Vec<Placed<Target>>> {
+    pub(super) fn targets(mut self) -> Side<Target> {
         let whole = self.whole();
         self.no_arrow(&whole)?;
-        self.to(&whole)
+        self.destinations(&whole)
     }
 
-    fn from(&mut self, side: &Piece<'t>) -> Option<Vec<Placed<Selector>>> {
+    fn sources(&mut self, side: &Piece<'t>) -> Side<Selector> {
         let items = self.items(side)?;
-        let parsed: Vec<_> = items.iter().map(|i| self.from_item(i)).collect();
+        let parsed: Vec<_> = items.iter().map(|i| self.source_item(i)).collect();
         parsed.into_iter().collect()
     }
 
-    fn to(&mut self, side: &Piece<'t>) -> Option<Vec<Placed<Target>>> {
+    fn destinations(&mut self, side: &Piece<'t>) -> Side<Target> {
         let items = self.items(side)?;
         let parsed: Vec<_> = items.iter().map(|i| self.target(i)).collect();
         parsed.into_iter().collect()
@@ -93,16 +103,22 @@ impl<'t, 'f, 'a> Reader<'t, 'f, 'a> {
         let items = split(side, ",");
         if items.len() > MAX_SIDE {
             let message = format!("one side of a rule has {} entries; at most {MAX_SIDE} are allowed", items.len());
-            self.findings.error(Code::TooLarge, self.at(side), message).hint("give the components a label, and select by it");
+            self.findings
+                .error(Code::TooLarge, self.at(side), message)
+                .hint("give the components a label, and select by it");
             return None;
         }
         Some(items)
     }
 
-    fn from_item(&mut self, item: &Piece<'t>) -> Option<Placed<Selector>> {
+    fn source_item(&mut self, item: &Piece<'t>) -> Option<Placed<Selector>> {
         if item.text.contains(':') {
             self.findings
-                .error(Code::BadSelector, self.at(item), "the left side of a rule names components, not services")
+                .error(
+                    Code::BadSelector,
+                    self.at(item),
+                    "the left side of a rule names components, not services",
+                )
                 .hint("leave out what begins with `:`: a rule says which service may be reached, not where flows come from");
             return None;
         }
@@ -110,7 +126,13 @@ impl<'t, 'f, 'a> Reader<'t, 'f, 'a> {
     }
 
     fn target(&mut self, item: &Piece<'t>) -> Option<Placed<Target>> {
-        let sides = split(item, ":");
+        if item.text.is_empty() {
+            self.findings
+                .error(Code::BadSelector, self.at(item), "a target is missing here")
+                .hint(TARGET_HINT);
+            return None;
+        }
+        let sides = split_tight(item, ':');
         let (selector, what) = match sides.as_slice() {
             [selector, what] if !what.text.is_empty() => (selector, what),
             [_] | [_, _] => {
@@ -119,12 +141,20 @@ impl<'t, 'f, 'a> Reader<'t, 'f, 'a> {
                 return None;
             }
             _ => {
-                self.findings.error(Code::BadSelector, self.at(item), "a target has one `:`").hint(TARGET_HINT);
+                self.findings
+                    .error(Code::BadSelector, self.at(item), "a target has one `:`")
+                    .hint(TARGET_HINT);
                 return None;
             }
         };
         let (selector, what) = (self.selector(selector), self.what(what));
-        Some(Placed { at: self.at(item), value: Target { selector: selector?.value, what: what? } })
+        Some(Placed {
+            at: self.at(item),
+            value: Target {
+                selector: selector?.value,
+                what: what?,
+            },
+        })
     }
 
     fn what(&mut self, piece: &Piece<'t>) -> Option<What> {
@@ -134,19 +164,23 @@ impl<'t, 'f, 'a> Reader<'t, 'f, 'a> {
             text if text == "icmp" || text.contains('/') => match text.parse::<PortSpec>() {
                 Ok(ports) => Some(What::Ports(ports)),
                 Err(error) => {
-                    self.findings.error(Code::BadPort, at, error.to_string()).hint("write `tcp/5432`, `udp/8000-8100` or `icmp`");
+                    self.findings
+                        .error(Code::BadPort, at, error.to_string())
+                        .hint("write `tcp/5432`, `udp/8000-8100` or `icmp`");
                     None
                 }
             },
             text @ ("tcp" | "udp") => {
                 let message = format!("`{text}` needs its ports");
-                self.findings.error(Code::BadPort, at, message).hint(format!("write `{text}/5432`, or `{text}/1-65535` for all"));
+                self.findings
+                    .error(Code::BadPort, at, message)
+                    .hint(format!("write `{text}/5432`, or `{text}/1-65535` for all"));
                 None
             }
-            text => match text.parse() {
+            text => match text.parse::<ServiceName>() {
                 Ok(service) => Some(What::Service(service)),
                 Err(error) => {
-                    self.findings.error(Code::BadName, at, format!("not a service's name: {error}")).hint(TARGET_HINT);
+                    self.bad_name::<ServiceName>(at, text, "service's name", &error);
                     None
                 }
             },
@@ -170,7 +204,10 @@ impl<'t, 'f, 'a> Reader<'t, 'f, 'a> {
             text if text.contains(['=', '&']) => self.labels(piece),
             text => match text.parse::<ComponentName>() {
                 Ok(name) => Some(Selector::Name(name)),
-                Err(error) => self.bad_name(at, "component's name", &error),
+                Err(error) => {
+                    self.bad_name::<ComponentName>(at, text, "component's name", &error);
+                    None
+                }
             },
         }?;
         Some(Placed { at, value })
@@ -183,7 +220,9 @@ impl<'t, 'f, 'a> Reader<'t, 'f, 'a> {
             let known = labels.get(&key).unwrap_or(&value);
             if *known != value {
                 let message = format!("no component has `{key}={known}` and `{key}={value}`");
-                self.findings.error(Code::BadSelector, self.at(piece), message).hint("`&` means and; for or, write `,`");
+                self.findings
+                    .error(Code::BadSelector, self.at(piece), message)
+                    .hint("`&` means and; for or, write `,`");
                 return None;
             }
             labels.insert(key, value);
@@ -201,30 +240,44 @@ impl<'t, 'f, 'a> Reader<'t, 'f, 'a> {
         let [key, value] = sides.as_slice() else {
             let at = self.at(piece);
             let message = format!("`{}` is no label", short(piece.text));
-            self.findings.error(Code::BadSelector, at, message).hint("`&` joins labels, each written `key=value`; a name stands alone");
+            self.findings
+                .error(Code::BadSelector, at, message)
+                .hint("`&` joins labels, each written `key=value`; a name stands alone");
             return None;
         };
         let (key_at, value_at) = (self.at(key), self.at(value));
-        let key = key.text.parse::<LabelKey>().or_else(|e| self.bad_name(key_at, "label's key", &e).ok_or(()));
-        let value = value.text.parse::<LabelValue>().or_else(|e| self.bad_name(value_at, "label's value", &e).ok_or(()));
+        let (key_text, value_text) = (key.text, value.text);
+        let key = key_text
+            .parse::<LabelKey>()
+            .map_err(|e| self.bad_name::<LabelKey>(key_at, key_text, "label's key", &e));
+        let value = value_text
+            .parse::<LabelValue>()
+            .map_err(|e| self.bad_name::<LabelValue>(value_at, value_text, "label's value", &e));
         Some((key.ok()?, value.ok()?))
     }
 
-    fn bad_name<T>(&mut self, at: Span, what: &str, error: &NameError) -> Option<T> {
+    fn bad_name<T: FromStr>(&mut self, at: Span, text: &str, what: &str, error: &NameError) {
         let hint = match error {
             NameError::Character('!') => "there are no negations: say what is allowed",
             NameError::Character('*' | '?') => "there are no patterns: give the components a label, and select by it",
             NameError::Character(' ') => "join selectors by `,` (or) and labels by `&` (and); `key=value` has no blanks",
-            NameError::Character(_) | NameError::Length | NameError::Hyphen => "names look like `n8n` or `tier=app`",
+            NameError::Character(_) | NameError::Length | NameError::Hyphen => {
+                let hint = name_hint::<T>(text).unwrap_or_else(|| "names look like `n8n` or `tier=app`".into());
+                self.findings.error(Code::BadName, at, format!("not a {what}: {error}")).hint(hint);
+                return;
+            }
         };
         self.findings.error(Code::BadName, at, format!("not a {what}: {error}")).hint(hint);
-        None
     }
 
     fn no_arrow(&mut self, whole: &Piece<'t>) -> Option<()> {
         if whole.text.contains("->") {
             self.findings
-                .error(Code::BadArrow, self.text.at, "`from` and `to` are the sides of an arrow, without `->`")
+                .error(
+                    Code::BadArrow,
+                    self.text.at,
+                    "`from` and `to` are the sides of an arrow, without `->`",
+                )
                 .hint("write the arrow as the whole rule: `- n8n -> postgres:sql`");
             return None;
         }
@@ -267,5 +320,8 @@ fn trimmed(text: &str, start: usize) -> Piece<'_> {
     let front = text.trim_start();
     let start = start.saturating_add(text.len().saturating_sub(front.len()));
     let text = front.trim_end();
-    Piece { text, range: start..start.saturating_add(text.len()) }
+    Piece {
+        text,
+        range: start..start.saturating_add(text.len()),
+    }
 }

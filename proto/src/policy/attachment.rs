@@ -32,7 +32,7 @@ pub enum AttachmentError {
     #[error("a user is a name such as `postgres` or a number from 1 to 4294967294")]
     User,
     /// The superuser: root can be any component of its host, so a component cannot be root.
-    #[error("a component cannot be root: root can be every component of its host")]
+    #[error("root can be every component of its host, so a component cannot be root")]
     Root,
     /// Not the full name of a service unit.
     #[error("a unit is the full name of a service, such as `n8n.service` or `postgresql@15-main.service`")]
@@ -328,7 +328,9 @@ fn is_user(text: &str) -> bool {
 fn is_unit(text: &str) -> bool {
     let Some(name) = text.strip_suffix(".service") else { return false };
     let allowed = |c: char| c.is_ascii_alphanumeric() || ":-_.\\@".contains(c);
-    let template = name.split_once('@').is_none_or(|(prefix, instance)| !prefix.is_empty() && !instance.is_empty());
+    let template = name
+        .split_once('@')
+        .is_none_or(|(prefix, instance)| !prefix.is_empty() && !instance.is_empty());
     template && is_word(name, MAX_UNIT, allowed, allowed) && text.len() <= MAX_UNIT
 }
 
@@ -339,11 +341,21 @@ fn is_path(text: &str) -> bool {
 }
 
 fn is_container(text: &str) -> bool {
-    is_word(text, MAX_CONTAINER, |c| c.is_ascii_alphanumeric(), |c| c.is_ascii_alphanumeric() || "_.-".contains(c))
+    is_word(
+        text,
+        MAX_CONTAINER,
+        |c| c.is_ascii_alphanumeric(),
+        |c| c.is_ascii_alphanumeric() || "_.-".contains(c),
+    )
 }
 
 fn is_label_key(text: &str) -> bool {
-    is_word(text, MAX_CONTAINER, |c| c.is_ascii_alphanumeric(), |c| c.is_ascii_alphanumeric() || "_.-/".contains(c))
+    is_word(
+        text,
+        MAX_CONTAINER,
+        |c| c.is_ascii_alphanumeric(),
+        |c| c.is_ascii_alphanumeric() || "_.-/".contains(c),
+    )
 }
 
 fn is_label_value(text: &str) -> bool {
@@ -374,7 +386,10 @@ mod tests {
         ] {
             let attachment: Attachment = text.parse().map_err(|e| format!("{text}: {e}"))?;
             assert_eq!(attachment.to_string(), text);
-            assert_eq!(serde_json::from_str::<Attachment>(&serde_json::to_string(&attachment)?)?, attachment);
+            assert_eq!(
+                serde_json::from_str::<Attachment>(&serde_json::to_string(&attachment)?)?,
+                attachment
+            );
             assert_eq!(minicbor::decode::<Attachment>(&minicbor::to_vec(&attachment)?)?, attachment);
         }
         Ok(())

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use super::attachment::{Attachment, AttachmentError, AttachmentKind};
 use super::diagnostic::{Code, Findings, Placed, Span, did_you_mean, short};
-use super::fields::{Fields, Keys, listed, map, place, text, texts};
+use super::fields::{Fields, Keys, listed, map, name_hint, place, text, texts};
 use super::model::{On, Services};
 use super::yaml::{Entry, Node, Text, Value};
 use crate::label::{ComponentName, LabelKey, LabelSet, LabelValue, MAX_LABELS, NameError, ServiceName};
@@ -18,7 +18,14 @@ pub const MAX_SERVICES: usize = 256;
 /// Most port specifications of one service.
 pub const MAX_PORTS: usize = 64;
 
-const KEYS: Keys = Keys { of: "a component", known: &["on", "attach", "labels", "services"], later: &["lease"] };
+const KEYS: Keys = Keys {
+    of: "a component",
+    known: &["on", "attach", "labels", "services"],
+    later: &["lease"],
+    hint: "write `{on: app-1, attach: {unit: n8n.service}}`",
+};
+
+const ON_HINT: &str = "say where it runs: `on: app-1`, `on: [app-1, app-2]` or `on: {role: db}`";
 
 /// A component as far as it could be read; what has errors is `None`.
 #[derive(Debug)]
@@ -34,22 +41,28 @@ pub(super) struct Draft {
 pub(super) fn read<'a>(entry: &Entry<'a>, findings: &mut Findings<'a>) -> Option<Draft> {
     let name = name::<ComponentName>(&entry.key, "a component's name", findings);
     let mut draft = Draft {
-        name: Placed { at: entry.key.at, value: name? },
+        name: Placed {
+            at: entry.key.at,
+            value: name?,
+        },
         on: None,
         attach: None,
         labels: None,
         services: None,
     };
-    let Some(fields) = Fields::of(&entry.value, entry.key.at, &KEYS, findings) else { return Some(draft) };
-    let hint = "say where it runs: `on: app-1`, `on: [app-1, app-2]` or `on: {role: db}`";
-    draft.on = fields.require("on", hint, findings).and_then(|e| on(e, findings));
+    let Some(fields) = Fields::of(&entry.value, entry.key.at, &KEYS, findings) else {
+        return Some(draft);
+    };
+    draft.on = fields.require("on", ON_HINT, findings).and_then(|e| on(e, findings));
     let hint = "say which processes it is: `attach: {unit: n8n.service}`, or `attach: host` for every process of the host";
     draft.attach = fields.require("attach", hint, findings).and_then(|e| attach(e, findings));
     draft.labels = match fields.get("labels") {
         None => Some(LabelSet::new()),
         Some(e) => labels(&e.value, e.key.at, "`labels`", findings),
     };
-    draft.services = fields.get("services").map_or_else(|| Some(Services::new()), |e| services(e, findings));
+    draft.services = fields
+        .get("services")
+        .map_or_else(|| Some(Services::new()), |e| services(e, findings));
     Some(draft)
 }
 
@@ -63,6 +76,16 @@ fn on<'a>(entry: &Entry<'a>, findings: &mut Findings<'a>) -> Option<Placed<On>> 
         }
         On::Labels(labels.into_iter().collect())
     } else {
+        if matches!(entry.value.value, Value::Null) {
+            findings
+                .error(
+                    Code::WrongType,
+                    at,
+                    "`on` must be a host's name, a list of them or labels, not nothing",
+                )
+                .hint(ON_HINT);
+            return None;
+        }
         let texts = texts(&entry.value, entry.key.at, "`on`", findings)?;
         limit(texts.len(), MAX_HOSTS, "hosts in `on`", at, findings)?;
         let names: Vec<_> = texts.into_iter().map(|t| name(t, "a host's name", findings)).collect();
@@ -78,7 +101,9 @@ fn attach<'a>(entry: &Entry<'a>, findings: &mut Findings<'a>) -> Option<Placed<A
         Value::Refused => return None,
         Value::Text(text) if text.value == "host" => Attachment::Host,
         Value::Text(text) => {
-            findings.error(Code::BadAttachment, at, format!("`{}` is no attachment", short(&text.value))).hint(as_mapping(&text.value));
+            findings
+                .error(Code::BadAttachment, at, format!("`{}` is no attachment", short(&text.value)))
+                .hint(as_mapping(&text.value));
             return None;
         }
         Value::Map(entries) => match entries.as_slice() {
@@ -89,7 +114,13 @@ fn attach<'a>(entry: &Entry<'a>, findings: &mut Findings<'a>) -> Option<Placed<A
             }
         },
         Value::Null | Value::List(_) => {
-            findings.error(Code::WrongType, at, format!("`attach` must be a mapping, not {}", entry.value.kind())).hint(one);
+            findings
+                .error(
+                    Code::WrongType,
+                    at,
+                    format!("`attach` must be a mapping, not {}", entry.value.kind()),
+                )
+                .hint(one);
             return None;
         }
     };
@@ -112,11 +143,15 @@ fn attachment<'a>(entry: &Entry<'a>, findings: &mut Findings<'a>) -> Option<Atta
         let message = format!("`{}` is no kind of attachment", short(&entry.key.value));
         let known: Vec<_> = AttachmentKind::ALL.iter().map(|k| k.as_str()).collect();
         let hint = did_you_mean(&entry.key.value, known.iter().copied());
-        findings.error(Code::BadAttachment, entry.key.at, message).hint(hint.unwrap_or_else(|| format!("the kinds are {}", listed(&known))));
+        findings
+            .error(Code::BadAttachment, entry.key.at, message)
+            .hint(hint.unwrap_or_else(|| format!("the kinds are {}", listed(&known))));
         return None;
     };
     if kind == AttachmentKind::Host {
-        findings.error(Code::BadAttachment, entry.key.at, "`host` has no value").hint("write `attach: host`");
+        findings
+            .error(Code::BadAttachment, entry.key.at, "`host` has no value")
+            .hint("write `attach: host`");
         return None;
     }
     let value = text(&entry.value, entry.key.at, &format!("`{kind}`"), findings)?;
@@ -124,7 +159,9 @@ fn attachment<'a>(entry: &Entry<'a>, findings: &mut Findings<'a>) -> Option<Atta
         Ok(attachment) => Some(attachment),
         Err(error) => {
             let message = format!("`{}` is no {kind}: {error}", short(&value.value));
-            findings.error(Code::BadAttachment, value.at, message).hint_if(attachment_hint(kind, &value.value, &error));
+            findings
+                .error(Code::BadAttachment, value.at, message)
+                .hint_if(attachment_hint(kind, &value.value, &error));
             None
         }
     }
@@ -141,11 +178,13 @@ fn attachment_hint(kind: AttachmentKind, value: &str, error: &AttachmentError) -
     if *error == AttachmentError::Root || value == "/" {
         return Some("for every process of a host, write `attach: host`".into());
     }
-    Attachment::new(kind, Some(&guess)).is_ok().then(|| format!("did you mean `{guess}`?"))
+    Attachment::new(kind, Some(&guess))
+        .is_ok()
+        .then(|| format!("did you mean `{guess}`?"))
 }
 
 fn labels<'a>(node: &Node<'a>, at: Span, what: &str, findings: &mut Findings<'a>) -> Option<LabelSet> {
-    let entries = map(node, at, what, findings)?;
+    let entries = map(node, at, what, "write `{tier: app}`", findings)?;
     limit(entries.len(), MAX_LABELS, &format!("labels in {what}"), at, findings)?;
     let mut found = Vec::with_capacity(entries.len());
     for entry in entries {
@@ -158,7 +197,7 @@ fn labels<'a>(node: &Node<'a>, at: Span, what: &str, findings: &mut Findings<'a>
 }
 
 fn services<'a>(entry: &Entry<'a>, findings: &mut Findings<'a>) -> Option<Services> {
-    let entries = map(&entry.value, entry.key.at, "`services`", findings)?;
+    let entries = map(&entry.value, entry.key.at, "`services`", "write `{sql: tcp/5432}`", findings)?;
     limit(entries.len(), MAX_SERVICES, "services in one component", entry.key.at, findings)?;
     let found: Vec<_> = entries.iter().map(|e| service(e, findings)).collect();
     found.into_iter().collect::<Option<BTreeMap<_, _>>>()
@@ -168,7 +207,9 @@ fn service<'a>(entry: &Entry<'a>, findings: &mut Findings<'a>) -> Option<(Servic
     let mut name = name::<ServiceName>(&entry.key, "a service's name", findings);
     if matches!(&*entry.key.value, "icmp" | "tcp" | "udp") {
         let message = format!("a service cannot be called `{}`: in a rule, that is a protocol", entry.key.value);
-        findings.error(Code::ReservedName, entry.key.at, message).hint("give it another name, such as `ping`");
+        findings
+            .error(Code::ReservedName, entry.key.at, message)
+            .hint("give it another name, such as `ping`");
         name = None;
     }
     let texts = texts(&entry.value, entry.key.at, "a service", findings)?;
@@ -199,9 +240,9 @@ pub(super) fn name<'a, T: FromStr<Err = NameError>>(text: &Text<'a>, what: &str,
     match text.value.parse() {
         Ok(name) => Some(name),
         Err(error) => {
-            let guess = text.value.to_lowercase().replace(['_', '.', ' '], "-");
-            let hint = T::from_str(&guess).is_ok().then(|| format!("`{guess}` would be one"));
-            findings.error(Code::BadName, text.at, format!("not {what}: {error}")).hint_if(hint);
+            findings
+                .error(Code::BadName, text.at, format!("not {what}: {error}"))
+                .hint_if(name_hint::<T>(&text.value));
             None
         }
     }

@@ -187,7 +187,11 @@ pub(super) struct Span {
 
 impl Span {
     /// The beginning of the document.
-    pub(super) const START: Self = Self { position: Position { line: 1, column: 1 }, start: 0, end: 0 };
+    pub(super) const START: Self = Self {
+        position: Position { line: 1, column: 1 },
+        start: 0,
+        end: 0,
+    };
 }
 
 /// A value, and where it stands.
@@ -197,12 +201,19 @@ pub(super) struct Placed<T> {
     pub(super) value: T,
 }
 
-/// All that was found in one text so far.
+/// All that was found in one text so far. Warnings never take the place of errors.
 #[derive(Debug)]
 pub(super) struct Findings<'a> {
     pub(super) source: &'a str,
+    errors: Kept,
+    warnings: Kept,
+}
+
+/// The first [`MAX_DIAGNOSTICS`] of one severity, and whether there were more.
+#[derive(Debug, Default)]
+struct Kept {
     found: Vec<Diagnostic>,
-    overflow: bool,
+    more: bool,
 }
 
 /// A finding just reported, to which a hint can be added.
@@ -223,8 +234,12 @@ impl Reported<'_> {
 }
 
 impl<'a> Findings<'a> {
-    pub(super) const fn new(source: &'a str) -> Self {
-        Self { source, found: Vec::new(), overflow: false }
+    pub(super) fn new(source: &'a str) -> Self {
+        Self {
+            source,
+            errors: Kept::default(),
+            warnings: Kept::default(),
+        }
     }
 
     pub(super) fn error(&mut self, code: Code, at: Span, message: impl AsRef<str>) -> Reported<'_> {
@@ -235,15 +250,22 @@ impl<'a> Findings<'a> {
         self.report(Severity::Warning, code, at, message.as_ref())
     }
 
-    /// Whether nothing more will be listed: expensive checks stop here.
-    pub(super) const fn is_full(&self) -> bool {
-        self.overflow
+    /// Whether the text is refused.
+    pub(super) const fn has_errors(&self) -> bool {
+        !self.errors.found.is_empty()
     }
 
-    /// Everything found, by position; a last one says so if there was more.
-    pub(super) fn finish(mut self) -> Vec<Diagnostic> {
-        self.found.sort_by(|a, b| (a.line, a.column, a.code).cmp(&(b.line, b.column, b.code)));
-        if let (true, Some(last)) = (self.overflow, self.found.last()) {
+    /// Whether no further error will be listed: checks may stop here, as the text is refused anyway.
+    pub(super) const fn is_full(&self) -> bool {
+        self.errors.more
+    }
+
+    /// Everything found, by position; a last one says so if there were more errors.
+    pub(super) fn finish(self) -> Vec<Diagnostic> {
+        let mut found = self.errors.found;
+        found.extend(self.warnings.found);
+        found.sort_by_key(|d| (d.line, d.column, d.code));
+        if let (true, Some(last)) = (self.errors.more, found.last()) {
             let more = Diagnostic {
                 code: Code::TooManyErrors,
                 severity: Severity::Error,
@@ -252,34 +274,48 @@ impl<'a> Findings<'a> {
                 hint: Some("correct these first".into()),
                 ..*last
             };
-            self.found.push(more);
+            found.push(more);
         }
-        self.found
+        found
     }
 
     fn report(&mut self, severity: Severity, code: Code, at: Span, message: &str) -> Reported<'_> {
-        if self.found.len() >= MAX_DIAGNOSTICS {
-            self.overflow = true;
+        let text = self.excerpt(at);
+        let kept = match severity {
+            Severity::Error => &mut self.errors,
+            Severity::Warning => &mut self.warnings,
+        };
+        if kept.found.len() >= MAX_DIAGNOSTICS {
+            kept.more = true;
             return Reported(None);
         }
-        let diagnostic = Diagnostic {
+        let Position { line, column } = at.position;
+        kept.found.push(Diagnostic {
             code,
             severity,
-            line: at.position.line,
-            column: at.position.column,
-            text: self.excerpt(at),
+            line,
+            column,
+            text,
             message: printable(message),
             hint: None,
-        };
-        self.found.push(diagnostic);
-        Reported(self.found.last_mut())
+        });
+        Reported(kept.found.last_mut())
     }
 
-    /// The first line of `at`; of an empty stretch, the rest of its line.
+    /// The first line of `at`; of an empty stretch, the rest of its line, or else the line.
     fn excerpt(&self, at: Span) -> String {
-        let stretch = self.source.get(at.start..at.end).filter(|s| !s.trim().is_empty());
-        let text = stretch.or_else(|| self.source.get(at.start..)).unwrap_or_default();
-        short(text.lines().next().unwrap_or_default().trim())
+        let line_start = self
+            .source
+            .get(..at.start)
+            .and_then(|s| s.rfind('\n'))
+            .map_or(0, |n| n.saturating_add(1));
+        [at.start..at.end, at.start..self.source.len(), line_start..self.source.len()]
+            .into_iter()
+            .filter_map(|stretch| self.source.get(stretch)?.lines().next())
+            .map(str::trim)
+            .find(|line| !line.is_empty())
+            .map(short)
+            .unwrap_or_default()
     }
 }
 
@@ -319,31 +355,35 @@ pub(super) fn did_you_mean<'c>(word: &str, candidates: impl IntoIterator<Item = 
     nearest(word, candidates).map(|c| format!("did you mean `{c}`?"))
 }
 
-/// How many letters must be put in, left out or changed to come from one word to the other; `None` beyond `limit`.
+/// How many letters must be put in, left out, changed or swapped with their neighbour to come from one word to the other (optimal
+/// string alignment); `None` beyond `limit`.
 fn distance(from: &[char], to: &str, limit: usize) -> Option<usize> {
-    if from.len().abs_diff(to.chars().count()) > limit {
+    let to: Vec<char> = to.chars().collect();
+    if from.len().abs_diff(to.len()) > limit {
         return None;
     }
-    let mut row: Vec<usize> = (0..=from.len()).collect();
-    for (i, c) in to.chars().enumerate() {
-        let mut diagonal = i;
-        let mut left = i.saturating_add(1);
-        let mut best = left;
-        if let Some(first) = row.first_mut() {
-            *first = left;
+    let at = |row: &[usize], i: usize| row.get(i).copied().unwrap_or(usize::MAX);
+    let (mut before, mut last) = (Vec::new(), (0..=from.len()).collect::<Vec<_>>());
+    for (y, c) in to.iter().enumerate() {
+        let mut row = Vec::with_capacity(last.len());
+        row.push(y.saturating_add(1));
+        for (x, have) in from.iter().enumerate() {
+            let change = at(&last, x).saturating_add(usize::from(have != c));
+            let put = at(&last, x.saturating_add(1)).saturating_add(1);
+            let leave = at(&row, x).saturating_add(1);
+            let (x_before, y_before) = (x.checked_sub(1), y.checked_sub(1));
+            let swapped = x_before.and_then(|x| from.get(x)) == Some(c) && y_before.and_then(|y| to.get(y)) == Some(have);
+            let swap = x_before
+                .filter(|_| swapped)
+                .map_or(usize::MAX, |x| at(&before, x).saturating_add(1));
+            row.push(change.min(put).min(leave).min(swap));
         }
-        for (cell, have) in row.iter_mut().skip(1).zip(from) {
-            let change = diagonal.saturating_add(usize::from(*have != c));
-            diagonal = *cell;
-            left = change.min(left.saturating_add(1)).min(cell.saturating_add(1));
-            *cell = left;
-            best = best.min(left);
-        }
-        if best > limit {
+        if row.iter().min().is_none_or(|best| *best > limit) {
             return None;
         }
+        before = std::mem::replace(&mut last, row);
     }
-    row.last().copied().filter(|d| *d <= limit)
+    last.last().copied().filter(|d| *d <= limit)
 }
 
 #[cfg(test)]
@@ -366,6 +406,9 @@ mod tests {
         assert_eq!(nearest("Postgres", words), Some("postgres"));
         assert_eq!(nearest("postgre", words), Some("postgres"));
         assert_eq!(nearest("n8", words), Some("n8n"));
+        assert_eq!(nearest("n8n8", words), Some("n8n"));
+        assert_eq!(nearest("bakcup", words), Some("backup"));
+        assert_eq!(nearest("form", ["from", "to"]), Some("from"));
         assert_eq!(nearest("redis", words), None);
         assert_eq!(nearest("", words), None);
     }

@@ -13,7 +13,16 @@ pub const MAX_COMPONENTS: usize = 10_000;
 /// Most rules of one policy.
 pub const MAX_RULES: usize = 50_000;
 
-const KEYS: Keys = Keys { of: "a policy", known: &["version", "components", "allow"], later: &["never", "only", "tests"] };
+const KEYS: Keys = Keys {
+    of: "a policy",
+    known: &["version", "components", "allow"],
+    later: &["never", "only", "tests"],
+    hint: "begin with `version: 1`",
+};
+
+const COMPONENTS_HINT: &str = "write `name: {on: app-1, attach: {unit: n8n.service}}` for each; `{}` if there are none";
+
+const ALLOW_HINT: &str = "write one rule a line, `- n8n -> postgres:sql`; `[]` if nothing is allowed";
 
 /// What could be read of a document.
 #[derive(Debug, Default)]
@@ -33,7 +42,9 @@ pub(super) fn read<'a>(root: Option<&Node<'a>>, findings: &mut Findings<'a>) -> 
             .hint("a policy that allows nothing is `version: 1`");
         return draft;
     };
-    let Some(fields) = Fields::of(root, Span::START, &KEYS, findings) else { return draft };
+    let Some(fields) = Fields::of(root, Span::START, &KEYS, findings) else {
+        return draft;
+    };
     if let Some(entry) = fields.require("version", "begin with `version: 1`", findings) {
         version(entry, findings);
     }
@@ -49,14 +60,17 @@ pub(super) fn read<'a>(root: Option<&Node<'a>>, findings: &mut Findings<'a>) -> 
 fn version<'a>(entry: &Entry<'a>, findings: &mut Findings<'a>) -> Option<()> {
     let version = text(&entry.value, entry.key.at, "`version`", findings)?;
     if version.value != "1" {
-        let message = format!("`{}` is no version of the policy language that this program knows", short(&version.value));
+        let message = format!(
+            "`{}` is no version of the policy language that this program knows",
+            short(&version.value)
+        );
         findings.error(Code::BadVersion, version.at, message).hint("write `version: 1`");
     }
     Some(())
 }
 
 fn components<'a>(entry: &Entry<'a>, into: &mut Vec<component::Draft>, findings: &mut Findings<'a>) -> Option<()> {
-    let entries = map(&entry.value, entry.key.at, "`components`", findings)?;
+    let entries = map(&entry.value, entry.key.at, "`components`", COMPONENTS_HINT, findings)?;
     if entries.len() > MAX_COMPONENTS {
         let message = format!("there are {} components; at most {MAX_COMPONENTS} are allowed", entries.len());
         findings.error(Code::TooLarge, entry.key.at, message);
@@ -67,10 +81,12 @@ fn components<'a>(entry: &Entry<'a>, into: &mut Vec<component::Draft>, findings:
 }
 
 fn rules<'a>(entry: &Entry<'a>, into: &mut Vec<rule::Draft>, findings: &mut Findings<'a>) -> Option<()> {
-    let items = list(&entry.value, entry.key.at, "`allow`", findings)?;
+    let items = list(&entry.value, entry.key.at, "`allow`", ALLOW_HINT, findings)?;
     if items.len() > MAX_RULES {
         let message = format!("there are {} rules; at most {MAX_RULES} are allowed", items.len());
-        findings.error(Code::TooLarge, entry.key.at, message).hint("rules that differ in a name only can be one, by a label");
+        findings
+            .error(Code::TooLarge, entry.key.at, message)
+            .hint("rules that differ in a name only can be one, by a label");
         return None;
     }
     into.extend(items.iter().map(|item| rule::read(item, findings)));

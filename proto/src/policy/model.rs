@@ -218,7 +218,10 @@ mod tests {
     #[test]
     fn a_rule_id_is_pinned_to_its_arrow() {
         // printf 'cloison/rule/v1\nn8n -> postgres:sql' | sha256sum
-        assert_eq!(Rule::id_of("n8n -> postgres:sql").to_string(), "rule_2e7dc63fc5860832a8373fa6d9b2038c");
+        assert_eq!(
+            Rule::id_of("n8n -> postgres:sql").to_string(),
+            "rule_2e7dc63fc5860832a8373fa6d9b2038c"
+        );
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! One entry of `allow`: an arrow, or a mapping with the arrow's sides and what is to be said about it.
 
-use super::arrow::{MAX_SIDE, Reader};
+use super::arrow::{MAX_SIDE, Reader, Side};
 use super::diagnostic::{Code, Findings, Placed, Span};
 use super::fields::{Fields, Keys, text, texts};
 use super::model::{Note, Target};
@@ -9,7 +9,14 @@ use crate::id::RuleId;
 use crate::label::Selector;
 use crate::version::MeshTime;
 
-const KEYS: Keys = Keys { of: "a rule", known: &["from", "to", "why", "owner", "expires", "id"], later: &[] };
+const KEYS: Keys = Keys {
+    of: "a rule",
+    known: &["from", "to", "why", "owner", "expires", "id"],
+    later: &[],
+    hint: RULE_HINT,
+};
+
+const RULE_HINT: &str = "write `- n8n -> postgres:sql`, or `- {from: n8n, to: postgres:sql, why: ...}`";
 
 const TIME_HINT: &str = "write it as RFC 3339 does, in whole seconds and with its zone: `2027-01-01T00:00:00Z`";
 
@@ -17,8 +24,8 @@ const TIME_HINT: &str = "write it as RFC 3339 does, in whole seconds and with it
 #[derive(Debug)]
 pub(super) struct Draft {
     pub(super) at: Span,
-    pub(super) from: Option<Vec<Placed<Selector>>>,
-    pub(super) to: Option<Vec<Placed<Target>>>,
+    pub(super) from: Side<Selector>,
+    pub(super) to: Side<Target>,
     pub(super) id: Option<Placed<RuleId>>,
     pub(super) why: Option<Note>,
     pub(super) owner: Option<Note>,
@@ -28,21 +35,41 @@ pub(super) struct Draft {
 /// Reads one entry of `allow`. A `None` may also stand for something that is simply not there: only a text without any error
 /// becomes a policy.
 pub(super) fn read<'a>(node: &Node<'a>, findings: &mut Findings<'a>) -> Draft {
-    let mut draft = Draft { at: node.at, from: None, to: None, id: None, why: None, owner: None, expires: None };
+    let mut draft = Draft {
+        at: node.at,
+        from: None,
+        to: None,
+        id: None,
+        why: None,
+        owner: None,
+        expires: None,
+    };
     if let Value::Text(text) = &node.value {
         (draft.from, draft.to) = Reader::new(text, findings).arrow();
+        return draft;
+    }
+    if matches!(node.value, Value::Null | Value::List(_)) {
+        findings
+            .error(
+                Code::WrongType,
+                node.at,
+                format!("a rule must be an arrow or a mapping, not {}", node.kind()),
+            )
+            .hint(RULE_HINT);
         return draft;
     }
     if unquoted_arrow(node, findings) {
         return draft;
     }
-    let Some(fields) = Fields::of(node, node.at, &KEYS, findings) else { return draft };
-    draft.from = fields.require("from", "say who may: `from: n8n`", findings).and_then(|e| {
-        side(e, "`from`", findings, |text, findings| Reader::new(text, findings).selectors())
-    });
-    draft.to = fields.require("to", "say what may be reached: `to: postgres:sql`", findings).and_then(|e| {
-        side(e, "`to`", findings, |text, findings| Reader::new(text, findings).targets())
-    });
+    let Some(fields) = Fields::of(node, node.at, &KEYS, findings) else {
+        return draft;
+    };
+    draft.from = fields
+        .require("from", "say who may: `from: n8n`", findings)
+        .and_then(|e| side(e, "`from`", findings, |text, findings| Reader::new(text, findings).selectors()));
+    draft.to = fields
+        .require("to", "say what may be reached: `to: postgres:sql`", findings)
+        .and_then(|e| side(e, "`to`", findings, |text, findings| Reader::new(text, findings).targets()));
     draft.why = fields.get("why").and_then(|e| note(e, "`why`", findings));
     draft.owner = fields.get("owner").and_then(|e| note(e, "`owner`", findings));
     draft.expires = fields.get("expires").and_then(|e| expires(e, findings));
@@ -53,7 +80,9 @@ pub(super) fn read<'a>(node: &Node<'a>, findings: &mut Findings<'a>) -> Draft {
 /// `- n8n -> postgres:` is a mapping to YAML. Says what is really missing.
 fn unquoted_arrow<'a>(node: &Node<'a>, findings: &mut Findings<'a>) -> bool {
     let Value::Map(entries) = &node.value else { return false };
-    let Some(Entry { key, .. }) = entries.iter().find(|e| e.key.value.contains("->")) else { return false };
+    let Some(Entry { key, .. }) = entries.iter().find(|e| e.key.value.contains("->")) else {
+        return false;
+    };
     findings
         .error(Code::MissingService, key.at, "this does not say which service")
         .hint("write it right behind the colon, without a blank: `postgres:sql`, or `postgres:*` for all its services");
@@ -64,14 +93,16 @@ fn side<'a, T>(
     entry: &Entry<'a>,
     what: &str,
     findings: &mut Findings<'a>,
-    read: impl Fn(&Text<'a>, &mut Findings<'a>) -> Option<Vec<Placed<T>>>,
-) -> Option<Vec<Placed<T>>> {
+    read: impl Fn(&Text<'a>, &mut Findings<'a>) -> Side<T>,
+) -> Side<T> {
     let texts = texts(&entry.value, entry.key.at, what, findings)?;
     let parts: Vec<_> = texts.into_iter().map(|t| read(t, findings)).collect();
     let all: Vec<_> = parts.into_iter().collect::<Option<Vec<_>>>()?.into_iter().flatten().collect();
     if all.len() > MAX_SIDE {
         let message = format!("{what} has {} entries; at most {MAX_SIDE} are allowed", all.len());
-        findings.error(Code::TooLarge, entry.key.at, message).hint("give the components a label, and select by it");
+        findings
+            .error(Code::TooLarge, entry.key.at, message)
+            .hint("give the components a label, and select by it");
         return None;
     }
     Some(all)

@@ -66,7 +66,14 @@ impl Text<'_> {
             let end = self.verbatim?.checked_add(part.end)?;
             let before = u32::try_from(source.get(self.at.start..start)?.chars().count()).ok()?;
             let column = self.at.position.column.checked_add(before)?;
-            Some(Span { position: Position { column, ..self.at.position }, start, end })
+            Some(Span {
+                position: Position {
+                    column,
+                    ..self.at.position
+                },
+                start,
+                end,
+            })
         };
         exact().unwrap_or(self.at)
     }
@@ -94,7 +101,13 @@ pub(super) fn read<'a>(findings: &mut Findings<'a>) -> Option<Node<'a>> {
     }
     let mut options = granit_parser::options! { emit_unresolved_aliases: true, emit_anchor_events: true, disallow_directives: true };
     options.set_emit_comments(false);
-    let mut builder = Builder { findings, stack: Vec::new(), root: None, nodes: 0, documents: 0 };
+    let mut builder = Builder {
+        findings,
+        stack: Vec::new(),
+        root: None,
+        nodes: 0,
+        documents: 0,
+    };
     for event in Parser::new_from_str_with_options(source, options) {
         match event {
             Ok((event, at)) => builder.event(event, &at).ok()?,
@@ -112,8 +125,15 @@ struct Stop;
 
 /// A collection that is still open.
 enum Frame<'a> {
-    List { at: Span, items: Vec<Node<'a>> },
-    Map { at: Span, entries: Vec<Entry<'a>>, key: Option<Node<'a>> },
+    List {
+        at: Span,
+        items: Vec<Node<'a>>,
+    },
+    Map {
+        at: Span,
+        entries: Vec<Entry<'a>>,
+        key: Option<Node<'a>>,
+    },
 }
 
 struct Builder<'a, 'f> {
@@ -128,7 +148,9 @@ impl<'a> Builder<'a, '_> {
     fn event(&mut self, event: Event<'a>, at: &granit_parser::Span) -> Result<(), Stop> {
         if let Some(tag) = at.tag_span().filter(|_| event.is_node()) {
             let message = "tags have no meaning in a policy";
-            self.findings.error(Code::Tag, span(&tag), message).hint("leave it out: every value is read as the text that stands there");
+            self.findings
+                .error(Code::Tag, span(&tag), message)
+                .hint("leave it out: every value is read as the text that stands there");
         }
         let at = span(at);
         match event {
@@ -140,9 +162,9 @@ impl<'a> Builder<'a, '_> {
                     .hint("leave it out, and write values where they are used");
             }
             Event::Alias(_) | Event::UnresolvedAlias(_) => {
-                self.findings.error(Code::Anchor, at, "a policy has no aliases").hint(
-                    "write the value itself; if a text begins with `*`, put it in quotes",
-                );
+                self.findings
+                    .error(Code::Anchor, at, "a policy has no aliases")
+                    .hint("write the value itself; if a text begins with `*`, put it in quotes");
                 self.node(Node { at, value: Value::Refused })?;
             }
             Event::Scalar(value, style, ..) => {
@@ -150,8 +172,15 @@ impl<'a> Builder<'a, '_> {
                 self.node(Node { at, value })?;
             }
             Event::SequenceStart(..) => self.open(Frame::List { at, items: Vec::new() }, at)?,
-            Event::MappingStart(..) => self.open(Frame::Map { at, entries: Vec::new(), key: None }, at)?,
-            Event::SequenceEnd | Event::MappingEnd => self.close()?,
+            Event::MappingStart(..) => self.open(
+                Frame::Map {
+                    at,
+                    entries: Vec::new(),
+                    key: None,
+                },
+                at,
+            )?,
+            Event::SequenceEnd | Event::MappingEnd => self.close(at.end)?,
             _ => {
                 self.findings.error(Code::Syntax, at, "this has no meaning in a policy");
                 return Err(Stop);
@@ -173,19 +202,29 @@ impl<'a> Builder<'a, '_> {
 
     fn open(&mut self, frame: Frame<'a>, at: Span) -> Result<(), Stop> {
         if self.stack.len() >= MAX_DEPTH {
-            self.findings.error(Code::TooDeep, at, format!("lists and mappings are nested more than {MAX_DEPTH} deep"));
+            self.findings.error(
+                Code::TooDeep,
+                at,
+                format!("lists and mappings are nested more than {MAX_DEPTH} deep"),
+            );
             return Err(Stop);
         }
         self.stack.push(frame);
         Ok(())
     }
 
-    fn close(&mut self) -> Result<(), Stop> {
+    fn close(&mut self, end: usize) -> Result<(), Stop> {
         match self.stack.pop() {
-            Some(Frame::List { at, items }) => self.node(Node { at, value: Value::List(items) }),
+            Some(Frame::List { at, items }) => self.node(Node {
+                at: Span { end, ..at },
+                value: Value::List(items),
+            }),
             Some(Frame::Map { at, entries, .. }) => {
                 let entries = self.without_duplicates(entries);
-                self.node(Node { at, value: Value::Map(entries) })
+                self.node(Node {
+                    at: Span { end, ..at },
+                    value: Value::Map(entries),
+                })
             }
             None => Err(Stop),
         }
@@ -195,7 +234,8 @@ impl<'a> Builder<'a, '_> {
     fn node(&mut self, node: Node<'a>) -> Result<(), Stop> {
         self.nodes = self.nodes.saturating_add(1);
         if self.nodes > MAX_NODES {
-            self.findings.error(Code::TooLarge, node.at, format!("the policy has more than {MAX_NODES} values"));
+            self.findings
+                .error(Code::TooLarge, node.at, format!("the policy has more than {MAX_NODES} values"));
             return Err(Stop);
         }
         match self.stack.last_mut() {
@@ -203,12 +243,16 @@ impl<'a> Builder<'a, '_> {
             Some(Frame::List { items, .. }) => items.push(node),
             Some(Frame::Map { entries, key, .. }) => match key.take() {
                 None => *key = Some(node),
-                Some(Node { value: Value::Text(key), .. }) if &*key.value == "<<" => {
+                Some(Node {
+                    value: Value::Text(key), ..
+                }) if &*key.value == "<<" => {
                     self.findings
                         .error(Code::MergeKey, key.at, "merge keys have no meaning in a policy")
                         .hint("write the keys where they are used");
                 }
-                Some(Node { value: Value::Text(key), .. }) => entries.push(Entry { key, value: node }),
+                Some(Node {
+                    value: Value::Text(key), ..
+                }) => entries.push(Entry { key, value: node }),
                 Some(Node { value: Value::Refused, .. }) => {}
                 Some(other) => {
                     self.findings
@@ -227,7 +271,9 @@ impl<'a> Builder<'a, '_> {
         for entry in entries {
             if let Some(line) = seen.get(&entry.key.value) {
                 let message = format!("`{}` stands twice in this mapping", short(&entry.key.value));
-                self.findings.error(Code::DuplicateKey, entry.key.at, message).hint(format!("the first one is on line {line}"));
+                self.findings
+                    .error(Code::DuplicateKey, entry.key.at, message)
+                    .hint(format!("the first one is on line {line}"));
                 continue;
             }
             seen.insert(entry.key.value.clone(), entry.key.at.position.line);
@@ -239,25 +285,45 @@ impl<'a> Builder<'a, '_> {
     fn scan_error(&mut self, error: &ScanError) {
         let at = span(&granit_parser::Span::empty(*error.marker()));
         let kind = error.kind();
-        if matches!(kind, ErrorKind::UndeclaredTagHandle | ErrorKind::ExpectedTagBang | ErrorKind::InvalidTagTerminator) {
-            self.findings.error(Code::Tag, at, "tags have no meaning in a policy").hint("a text that begins with `!` needs quotes");
+        if matches!(
+            kind,
+            ErrorKind::UndeclaredTagHandle | ErrorKind::ExpectedTagBang | ErrorKind::InvalidTagTerminator
+        ) {
+            self.findings
+                .error(Code::Tag, at, "tags have no meaning in a policy")
+                .hint("a text that begins with `!` needs quotes");
             return;
         }
         if matches!(kind, ErrorKind::RecursionLimitExceeded) {
-            self.findings.error(Code::TooDeep, at, format!("lists and mappings are nested more than {MAX_DEPTH} deep"));
+            self.findings.error(
+                Code::TooDeep,
+                at,
+                format!("lists and mappings are nested more than {MAX_DEPTH} deep"),
+            );
             return;
         }
-        self.findings.error(Code::Syntax, at, format!("this is not YAML: {}", error.info())).hint_if(syntax_hint(kind));
+        self.findings
+            .error(Code::Syntax, at, format!("this is not YAML: {}", error.info()))
+            .hint_if(syntax_hint(kind));
     }
 }
 
 /// What usually lies behind the commoner syntax errors.
 fn syntax_hint(kind: &ErrorKind) -> Option<&'static str> {
-    if matches!(kind, ErrorKind::TabInIndentation | ErrorKind::TabInBlockIndentation | ErrorKind::TabNotAllowed) {
+    if matches!(
+        kind,
+        ErrorKind::TabInIndentation | ErrorKind::TabInBlockIndentation | ErrorKind::TabNotAllowed | ErrorKind::TabInPlainScalar
+    ) {
         Some("indent with spaces")
-    } else if matches!(kind, ErrorKind::MappingValueNotAllowed | ErrorKind::SimpleKeyExpected | ErrorKind::InvalidSimpleKey) {
+    } else if matches!(
+        kind,
+        ErrorKind::MappingValueNotAllowed | ErrorKind::SimpleKeyExpected | ErrorKind::InvalidSimpleKey
+    ) {
         Some("a text that contains `: ` or ends with `:` needs quotes")
-    } else if matches!(kind, ErrorKind::ExpectedBlockMappingKey | ErrorKind::InvalidIndentation | ErrorKind::ExpectedBlockSequenceEntry) {
+    } else if matches!(
+        kind,
+        ErrorKind::ExpectedBlockMappingKey | ErrorKind::InvalidIndentation | ErrorKind::ExpectedBlockSequenceEntry
+    ) {
         Some("look at the indentation of this line and of the one before")
     } else if matches!(kind, ErrorKind::DirectiveDisallowed) {
         Some("remove the line that begins with `%`")
@@ -281,14 +347,25 @@ fn scalar<'a>(source: &str, value: Cow<'a, str>, style: ScalarStyle, at: Span) -
         let end = start.checked_add(value.len());
         end.and_then(|end| source.get(*start..end)) == Some(&*value) && !value.contains(['\n', '\r'])
     };
-    Value::Text(Text { verbatim: offset.filter(stands_there), value, at })
+    Value::Text(Text {
+        verbatim: offset.filter(stands_there),
+        value,
+        at,
+    })
 }
 
 fn span(at: &granit_parser::Span) -> Span {
     let offset = |m: &Marker| m.byte_offset().unwrap_or_default();
     let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-    let position = Position { line: number(at.start.line()).max(1), column: number(at.start.col()).saturating_add(1) };
-    Span { position, start: offset(&at.start), end: offset(&at.end) }
+    let position = Position {
+        line: number(at.start.line()).max(1),
+        column: number(at.start.col()).saturating_add(1),
+    };
+    Span {
+        position,
+        start: offset(&at.start),
+        end: offset(&at.end),
+    }
 }
 
 #[cfg(test)]
@@ -299,7 +376,14 @@ mod tests {
     fn outline(source: &str) -> (String, Vec<String>) {
         let mut findings = Findings::new(source);
         let tree = read(&mut findings).map_or_else(|| "-".to_owned(), |n| show(&n));
-        (tree, findings.finish().iter().map(|d| format!("{}:{} {} {}", d.line, d.column, d.code, d.text)).collect())
+        (
+            tree,
+            findings
+                .finish()
+                .iter()
+                .map(|d| format!("{}:{} {} {}", d.line, d.column, d.code, d.text))
+                .collect(),
+        )
     }
 
     fn show(node: &Node<'_>) -> String {
@@ -332,7 +416,7 @@ mod tests {
             "3:4 tag !!str",
             "4:1 merge_key <<",
             "5:1 duplicate_key b",
-            "6:3 wrong_type [",
+            "6:3 wrong_type [g]",
             "8:4 anchor *nope",
         ];
         assert_eq!(found, want);
@@ -357,29 +441,48 @@ mod tests {
         }
         let found = outline(&"- ".repeat(10_000)).1;
         assert!(found.first().is_some_and(|f| f.contains("too_deep")), "{found:?}");
-        assert!(outline(&" ".repeat(MAX_BYTES + 1)).1.first().is_some_and(|f| f.contains("too_large")));
+        assert!(
+            outline(&" ".repeat(MAX_BYTES + 1))
+                .1
+                .first()
+                .is_some_and(|f| f.contains("too_large"))
+        );
         assert!(outline(&"-\n".repeat(MAX_NODES)).1.first().is_some_and(|f| f.contains("too_large")));
     }
 
     #[test]
     fn json_is_read_too_however_long_its_line() {
         let rules = vec![r#""a -> b:c""#; 5000].join(",");
-        let (tree, found) = outline(&format!(r#"{{"version":1,"allow":[{rules}],"x":{{"y":["\u00e9\ud83d\ude00\/"]}}}}"#));
+        let (tree, found) = outline(&format!(
+            r#"{{"version":1,"allow":[{rules}],"x":{{"y":["\u00e9\ud83d\ude00\/"]}}}}"#
+        ));
         assert_eq!(found, Vec::<String>::new());
-        assert!(tree.ends_with("x:{y:[é😀/]}}") && tree.starts_with("{version:1,allow:[a -> b:c,a -> b:c,"), "{}", short(&tree));
+        assert!(
+            tree.ends_with("x:{y:[é😀/]}}") && tree.starts_with("{version:1,allow:[a -> b:c,a -> b:c,"),
+            "{}",
+            short(&tree)
+        );
     }
 
     #[test]
     fn the_place_of_a_part_is_exact_where_the_text_stands_literally() {
         let source = "é: [\"x é y\", 'a''b', p  q]\n";
         let mut findings = Findings::new(source);
-        let Some(Node { value: Value::Map(entries), .. }) = read(&mut findings) else { panic!("no mapping") };
-        let Some(Value::List(items)) = entries.first().map(|e| &e.value.value) else { panic!("no list") };
+        let Some(Node {
+            value: Value::Map(entries),
+            ..
+        }) = read(&mut findings)
+        else {
+            panic!("no mapping")
+        };
+        let Some(Value::List(items)) = entries.first().map(|e| &e.value.value) else {
+            panic!("no list")
+        };
         let columns: Vec<_> = items
             .iter()
             .filter_map(|i| match &i.value {
                 Value::Text(t) => Some(t.part(source, t.value.len() - 1..t.value.len()).position.column),
-                _ => None,
+                Value::Null | Value::List(_) | Value::Map(_) | Value::Refused => None,
             })
             .collect();
         assert_eq!(columns, [10, 14, 25]);
