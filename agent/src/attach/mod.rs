@@ -1,3 +1,142 @@
-//! How a host knows which processes are a component, and what the machine must look like for them.
+//! How a host knows which processes are a component: each attachment of a view becomes a TUN in some network namespace, or is shown as
+//! unenforced with the reason. What cannot be enforced is not configured.
+//!
+//! A view goes: [`plan`] says where each instance belongs; [`site::Site`] makes the TUN, its addresses and routes there; [`host`] and [`netns`]
+//! know what is particular to the two places. Nothing in a view is executed, expanded, or used as the name of a file to write.
 
 pub mod base_table;
+pub mod host;
+pub mod netns;
+pub mod site;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use cloison_proto::label::ComponentName;
+use cloison_proto::policy::{Attachment, AttachmentKind};
+use cloison_proto::view::{LocalInstance, View};
+
+use crate::netlink::NetlinkError;
+use crate::sys::netns::NetNsError;
+use crate::sys::tun::TunError;
+use base_table::BaseTableError;
+
+/// What this agent's own configuration accepts of the attachments that views name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Accepted {
+    /// Kinds of attachments.
+    pub kinds: BTreeSet<AttachmentKind>,
+    /// Directories below which namespaces may lie.
+    pub netns_dirs: Vec<PathBuf>,
+}
+
+impl Default for Accepted {
+    /// Every kind; namespaces where `ip netns` puts them.
+    fn default() -> Self {
+        Self {
+            kinds: AttachmentKind::ALL.iter().copied().collect(),
+            netns_dirs: vec!["/run/netns".into()],
+        }
+    }
+}
+
+/// Why an instance is not enforced. Nothing reaches it and it reaches nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum Unenforced {
+    /// The agent's configuration does not accept the kind.
+    #[error("this agent's configuration does not accept `{0}` attachments; add the kind to `attachments`")]
+    NotAccepted(AttachmentKind),
+    /// The kind is not built.
+    #[error("this version of the agent cannot enforce `{0}` attachments; use `host` or `netns`")]
+    NotBuilt(AttachmentKind),
+    /// Another component has the place.
+    #[error("the component {0} is attached there already; two components cannot share a network namespace")]
+    Taken(ComponentName),
+    /// The namespace is the agent's own.
+    #[error("{0} is the host's own network namespace; use `host`")]
+    OwnNamespace(PathBuf),
+    /// The namespace cannot be used.
+    #[error(transparent)]
+    Namespace(#[from] NetNsError),
+    /// The namespace has another use for the overlay's addresses.
+    #[error(transparent)]
+    Conflict(#[from] AddressConflict),
+    /// The TUN cannot be made.
+    #[error(transparent)]
+    Tun(#[from] TunError),
+    /// Addresses or routes cannot be set.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// The base table cannot be loaded.
+    #[error(transparent)]
+    BaseTable(#[from] BaseTableError),
+    /// A setting of the TUN cannot be written.
+    #[error("cannot write {0}")]
+    Setting(PathBuf, #[source] std::io::Error),
+}
+
+/// The overlay's ranges are in use for something else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "this host has a route to {address}/{length}, which is in the mesh's address range; remove the route, or give the mesh another range"
+)]
+pub struct AddressConflict {
+    /// Network address of the route.
+    pub address: IpAddr,
+    /// Its prefix length.
+    pub length: u8,
+}
+
+/// Where an instance's TUN belongs.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Place {
+    /// The namespace of the agent.
+    Host,
+    /// The namespace at this path.
+    Netns(PathBuf),
+}
+
+/// Where each instance of a view belongs.
+#[derive(Debug, Default)]
+pub struct Plan<'v> {
+    /// Instances that get a TUN, by component.
+    pub sites: BTreeMap<&'v ComponentName, (Place, &'v LocalInstance)>,
+    /// The others.
+    pub unenforced: BTreeMap<&'v ComponentName, Unenforced>,
+}
+
+/// Says where each instance of `view` belongs, within what is `accepted`.
+#[must_use]
+pub fn plan<'v>(view: &'v View, accepted: &Accepted) -> Plan<'v> {
+    let mut plan = Plan::default();
+    let mut owners: BTreeMap<Place, &'v ComponentName> = BTreeMap::new();
+    for (component, instance) in &view.instances {
+        let place = match place(&instance.attachment, accepted) {
+            Ok(place) => place,
+            Err(why) => {
+                plan.unenforced.insert(component, why);
+                continue;
+            }
+        };
+        if let Some(owner) = owners.get(&place) {
+            plan.unenforced.insert(component, Unenforced::Taken((*owner).clone()));
+            continue;
+        }
+        owners.insert(place.clone(), component);
+        plan.sites.insert(component, (place, instance));
+    }
+    plan
+}
+
+fn place(attachment: &Attachment, accepted: &Accepted) -> Result<Place, Unenforced> {
+    let kind = attachment.kind();
+    if !accepted.kinds.contains(&kind) {
+        return Err(Unenforced::NotAccepted(kind));
+    }
+    match attachment {
+        Attachment::Host => Ok(Place::Host),
+        Attachment::Netns(path) => Ok(Place::Netns(path.as_str().into())),
+        Attachment::User(_) | Attachment::Unit(_) | Attachment::Cgroup(_) | Attachment::Container(..) => Err(Unenforced::NotBuilt(kind)),
+    }
+}

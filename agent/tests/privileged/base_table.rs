@@ -5,7 +5,7 @@ use std::time::Duration;
 use cloison_agent::attach::base_table::{self, BaseTable};
 use cloison_agent::netlink::{Netlink, addr, link};
 use cloison_agent::sys::netns::NetNs;
-use cloison_agent::sys::tun::Tun;
+use cloison_agent::sys::tun::{Tun, VNET_HEADER_LEN};
 
 use crate::{Outcome, addresses, inside, ip, range, run, tun_name, wire, wired_pair};
 
@@ -118,21 +118,37 @@ fn overlay_addresses_pass_no_other_interface_than_the_tun() -> Outcome {
 #[test]
 fn nothing_is_forwarded_to_or_from_the_tun() -> Outcome {
     let (host, stranger, tun) = host_and_stranger()?;
-    for route in ["10.77.200.0/24", "fd12:3456:789a:2::/64"] {
-        ip(&host, &format!("route add {route} dev cloison0"))?;
+    let pairs: [(IpAddr, IpAddr); 2] = [
+        ("198.51.100.1".parse()?, "192.0.2.2".parse()?),
+        ("2001:db8:1::1".parse()?, "2001:db8::2".parse()?),
+    ];
+    for (far, there) in pairs {
+        ip(&host, &format!("route add {far} dev cloison0"))?;
+        let via = if far.is_ipv4() { "192.0.2.1" } else { "2001:db8::1" };
+        ip(&stranger, &format!("route add {far} via {via}"))?;
+        // The host itself knows the way to the stranger, so that only the table can stand in between.
+        inside(&host, || {
+            Ok(UdpSocket::bind((if far.is_ipv4() { "0.0.0.0" } else { "::" }, 0))?.send_to(b"hello", (there, 9))?)
+        })?;
     }
-    let far: [IpAddr; 2] = ["10.77.200.1".parse()?, "fd12:3456:789a:2::1".parse()?];
     for (loaded, expected) in [(false, true), (true, false)] {
         if loaded {
             inside(&host, || Ok(table()?.load()?))?;
         }
-        for far in far {
-            let sender = bind(&stranger, addresses(9)?.of_family(far))?;
-            sender.send_to(b"through", (far, 9))?;
-            let arrived = wire::read_until(&tun, |p| wire::read_echo(p).is_some_and(|(_, d, _)| d == far))?;
-            assert_eq!(arrived.is_some(), expected, "to the TUN: {far}");
+        for (far, there) in pairs {
+            let from_stranger = |p: &[u8]| wire::read_echo(p).is_some_and(|(s, d, _)| (s, d) == (there, far));
+            bind(&stranger, there)?.send_to(b"through", (far, 9))?;
+            assert_eq!(wire::read_until(&tun, from_stranger)?.is_some(), expected, "to the TUN: {far}");
+            tun.write(&[0; VNET_HEADER_LEN], &wire::echo(far, there, true, b"through")?)?;
+            assert_eq!(wire::read_until(&tun, from_stranger)?.is_some(), expected, "from the TUN: {far}");
         }
     }
+    let listed = inside(&host, || run("nft", "list chain inet cloison_test forward"))?;
+    assert_eq!(
+        listed.matches("packets 2 ").count(),
+        2,
+        "one packet of each family and direction: {listed}"
+    );
     Ok(())
 }
 

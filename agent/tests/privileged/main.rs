@@ -4,6 +4,7 @@
 mod base_table;
 mod netlink;
 mod netns;
+mod site;
 mod tun;
 mod udp;
 mod wire;

@@ -1,0 +1,210 @@
+//! A site: one namespace that is safe for overlay addresses, with one TUN in it if an instance is attached there. Making it and bringing it
+//! up to date is the same everywhere, and so is the order: look for a conflict, load the base table, lay the `unreachable` routes, and only
+//! then make the TUN and give it addresses and routes.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use cloison_proto::net::{AddressPair, OverlayRange};
+
+use super::base_table::{self, BaseTable, TableName};
+use super::{AddressConflict, Unenforced};
+use crate::netlink::link::{self, LinkState};
+use crate::netlink::route::{self, Prefix, Route};
+use crate::netlink::{Netlink, NetlinkError, addr};
+use crate::sys::InterfaceName;
+use crate::sys::netns::{NetNs, NetNsId};
+use crate::sys::tun::Tun;
+
+/// Length of a TUN's transmit queue in packets; a shorter one loses packets while the worker is busy with the other direction.
+const QUEUE_LENGTH: u32 = 1000;
+
+/// What is the same at all sites of an agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Common {
+    /// Name of each TUN.
+    pub tun: InterfaceName,
+    /// Name of each base table.
+    pub table: TableName,
+    /// The overlay's ranges.
+    pub range: OverlayRange,
+    /// MTU of each TUN in bytes.
+    pub mtu: u32,
+}
+
+/// A namespace that is safe for overlay addresses, and our TUN in it.
+#[derive(Debug)]
+pub struct Site {
+    namespace: NetNs,
+    loaded: Option<BaseTable>,
+    tun: Option<Arc<Tun>>,
+}
+
+impl Site {
+    /// A site in which nothing has been done yet.
+    #[must_use]
+    pub const fn new(namespace: NetNs) -> Self {
+        Self {
+            namespace,
+            loaded: None,
+            tun: None,
+        }
+    }
+
+    /// Brings the namespace into the state that is wanted: safe, and with a TUN that has `addresses` if an instance is attached. Applying
+    /// twice changes nothing.
+    ///
+    /// # Errors
+    /// [`Unenforced`]; there is no TUN then. The base table and the `unreachable` routes stay as far as they came.
+    pub fn apply(&mut self, common: &Common, addresses: Option<AddressPair>) -> Result<(), Unenforced> {
+        let tun = self.tun.take().filter(|_| addresses.is_some());
+        let loaded = &mut self.loaded;
+        self.tun = self.namespace.run(|| {
+            let mut netlink = Netlink::open()?;
+            let own: Vec<u32> = tun.iter().map(|t| t.index()).collect();
+            if let Some((address, length)) = route::conflict(&mut netlink, common.range, &own)? {
+                return Err(Unenforced::Conflict(AddressConflict { address, length }));
+            }
+            load_base_table(loaded, common)?;
+            let Some(addresses) = addresses else {
+                lay_routes(&mut netlink, common.range, None)?;
+                return Ok(None);
+            };
+            let tun = match tun {
+                Some(tun) => tun,
+                None => {
+                    lay_routes(&mut netlink, common.range, None)?;
+                    Arc::new(Tun::create(&common.tun)?)
+                }
+            };
+            equip(&mut netlink, &tun, common, addresses)?;
+            Ok(Some(tun))
+        })??;
+        Ok(())
+    }
+
+    /// Looks whether others took away what was made here: a missing base table is loaded again. Returns whether all is well; a TUN that is
+    /// gone is not, and `apply` makes it again.
+    ///
+    /// # Errors
+    /// [`Unenforced`].
+    pub fn check(&mut self) -> Result<bool, Unenforced> {
+        let (tun, loaded) = (&self.tun, &self.loaded);
+        let healthy = self.namespace.run(|| {
+            if let Some(table) = loaded
+                && !table.is_loaded()?
+            {
+                tracing::warn!(table = %table.name, "the base table was removed by somebody else; loading it again");
+                table.load()?;
+            }
+            let Some(tun) = tun else { return Ok(true) };
+            let links = link::list(&mut Netlink::open()?)?;
+            Ok::<_, Unenforced>(links.iter().any(|l| l.index == tun.index() && l.up))
+        })??;
+        if !healthy {
+            self.tun = None;
+        }
+        Ok(healthy)
+    }
+
+    /// Takes away everything that was made here; for `leave`. The TUN goes when its worker lets go of it too.
+    ///
+    /// # Errors
+    /// [`Unenforced`], after having tried all of it.
+    pub fn clear(&mut self, range: OverlayRange, table: &TableName) -> Result<(), Unenforced> {
+        self.tun = None;
+        self.loaded = None;
+        self.namespace.run(|| {
+            let routes = Netlink::open().and_then(|mut n| route::apply(&mut n, &route::destinations(range), &BTreeSet::new()));
+            // Last, so that nothing leaves in clear while there are addresses.
+            base_table::remove(table)?;
+            Ok(routes?)
+        })?
+    }
+
+    /// The TUN, if an instance is attached.
+    #[must_use]
+    pub const fn tun(&self) -> Option<&Arc<Tun>> {
+        self.tun.as_ref()
+    }
+
+    /// Which namespace it is.
+    #[must_use]
+    pub const fn id(&self) -> NetNsId {
+        self.namespace.id()
+    }
+
+    /// The namespace.
+    #[must_use]
+    pub const fn namespace(&self) -> &NetNs {
+        &self.namespace
+    }
+}
+
+fn load_base_table(loaded: &mut Option<BaseTable>, common: &Common) -> Result<(), Unenforced> {
+    let wanted = BaseTable {
+        name: common.table.clone(),
+        range: common.range,
+        tun: common.tun.clone(),
+    };
+    if loaded.as_ref() != Some(&wanted) {
+        wanted.load()?;
+        *loaded = Some(wanted);
+    }
+    Ok(())
+}
+
+fn equip(netlink: &mut Netlink, tun: &Tun, common: &Common, addresses: AddressPair) -> Result<(), Unenforced> {
+    write_settings(tun.name())?;
+    let state = LinkState {
+        mtu: common.mtu,
+        queue_length: QUEUE_LENGTH,
+    };
+    link::apply(netlink, tun.index(), state)?;
+    let usable = addresses.both().into_iter().filter(|a| a.is_ipv4() || has_ipv6());
+    addr::apply(netlink, tun.index(), &usable.collect())?;
+    Ok(lay_routes(netlink, common.range, Some((tun.index(), addresses)))?)
+}
+
+/// `unreachable` under everything, and above it the routes to the TUN, if there is one.
+fn lay_routes(netlink: &mut Netlink, range: OverlayRange, tun: Option<(u32, AddressPair)>) -> Result<(), NetlinkError> {
+    let destinations: Vec<Prefix> = route::destinations(range)
+        .into_iter()
+        .filter(|(a, _)| a.is_ipv4() || has_ipv6())
+        .collect();
+    let to_tun = destinations.iter().filter_map(|destination| {
+        let (index, addresses) = tun?;
+        let source = addresses.of_family(destination.0);
+        Some(Route::Tun {
+            destination: *destination,
+            index,
+            source,
+        })
+    });
+    let unreachable = destinations.iter().map(|d| Route::Unreachable { destination: *d });
+    route::apply(netlink, &destinations, &to_tun.chain(unreachable).collect())
+}
+
+/// Whether the kernel has IPv6 at all; without, the mesh is IPv4 only here.
+fn has_ipv6() -> bool {
+    Path::new("/proc/sys/net/ipv6").exists()
+}
+
+/// IPv6 is on, addresses are usable at once, and there are none but ours: container runtimes switch IPv6 off in their namespaces, and the
+/// kernel would give the TUN a link-local address and ask for routers through it.
+fn write_settings(tun: &InterfaceName) -> Result<(), Unenforced> {
+    if !has_ipv6() {
+        return Ok(());
+    }
+    for (setting, value) in [
+        ("addr_gen_mode", "1"),
+        ("accept_ra", "0"),
+        ("accept_dad", "0"),
+        ("disable_ipv6", "0"),
+    ] {
+        let path = PathBuf::from(format!("/proc/sys/net/ipv6/conf/{tun}/{setting}"));
+        std::fs::write(&path, value).map_err(|e| Unenforced::Setting(path, e))?;
+    }
+    Ok(())
+}
