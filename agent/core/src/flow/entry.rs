@@ -14,20 +14,20 @@ use super::key::{FlowKey, FlowKind};
 use super::quota::InstancePair;
 
 /// After this long without a packet, a TCP flow is forgotten. If it goes on after all, it is judged by the rules as after a restart.
-pub const TCP_IDLE: Duration = Duration::from_secs(300);
+const TCP_IDLE: Duration = Duration::from_secs(300);
 
 /// The same for a TCP flow that was closed from both sides or reset: long enough for the last acknowledgments, short enough that many short
 /// connections do not fill the quota.
-pub const TCP_CLOSED_IDLE: Duration = Duration::from_secs(10);
+const TCP_CLOSED_IDLE: Duration = Duration::from_secs(10);
 
 /// The same for a UDP flow without an answer.
-pub const UDP_IDLE: Duration = Duration::from_secs(30);
+const UDP_IDLE: Duration = Duration::from_secs(30);
 
 /// The same for a UDP flow with an answer (RFC 4787 section 4.3: at least two minutes).
-pub const UDP_REPLIED_IDLE: Duration = Duration::from_secs(180);
+const UDP_REPLIED_IDLE: Duration = Duration::from_secs(180);
 
 /// The same for an echo flow.
-pub const ECHO_IDLE: Duration = Duration::from_secs(30);
+const ECHO_IDLE: Duration = Duration::from_secs(30);
 
 /// Which end began a flow: the end whose direction a rule allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -126,7 +126,7 @@ const ACKED: u8 = 1 << 3;
 const FIN_SENT: u8 = 1 << 4;
 /// The remote side sent a FIN.
 const FIN_RECEIVED: u8 = 1 << 5;
-/// Either side sent a RST.
+/// Either side sent a RST that counts.
 const WAS_RESET: u8 = 1 << 6;
 
 impl Entry {
@@ -299,10 +299,10 @@ impl Entry {
                 self.flags &= !(ACKED | SYN_SENT);
             }
         }
-        if flags.rst() {
-            self.flags |= WAS_RESET;
-        }
         match direction {
+            // One that the local socket will ignore does not end the flow (RFC 5961 section 3.2).
+            Direction::Inbound if flags.rst() && self.has(ACKED) && seq != self.local_ack => {}
+            _ if flags.rst() => self.flags |= WAS_RESET,
             Direction::Inbound if flags.fin() => self.flags |= FIN_RECEIVED,
             Direction::Inbound => {}
             Direction::Outbound => self.note_sent(flags, seq, ack),
@@ -319,7 +319,7 @@ impl Entry {
         }
         // Workers may see segments out of order; the later number counts (RFC 9293 section 3.4, modulo 2^32).
         let later = ack.wrapping_sub(self.local_ack) < 1 << 31;
-        if flags.ack() && !flags.rst() && (later || flags.syn() || !self.has(ACKED)) {
+        if flags.ack() && (later || flags.syn() || !self.has(ACKED)) {
             self.local_ack = ack;
             self.flags |= ACKED;
         }
@@ -336,5 +336,4 @@ fn seconds(now: Timestamp) -> u32 {
 }
 
 #[cfg(test)]
-#[path = "entry_tests.rs"]
 mod tests;

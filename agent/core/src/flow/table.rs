@@ -241,10 +241,10 @@ struct Shard {
 
 impl Shard {
     /// Entries that a shard has room for: its share of `total`, and as much again as hashes may deviate (the deviation of a shard's number is
-    /// the square root of its share; four of these, and at least eight entries).
+    /// the square root of its share; four of these, and at least 32 entries).
     fn capacity(total: u32) -> u16 {
         let share = total.div_ceil(16);
-        let spare = share.isqrt().saturating_mul(4).max(8);
+        let spare = share.isqrt().saturating_mul(4).max(32);
         u16::try_from(share.saturating_add(spare)).unwrap_or(u16::MAX)
     }
 
@@ -296,5 +296,4 @@ impl Shard {
 }
 
 #[cfg(test)]
-#[path = "table_tests.rs"]
 mod tests;

@@ -99,21 +99,49 @@ pub(crate) fn packets() -> impl Strategy<Value = Vec<u8>> {
     )
 }
 
-/// Packets as [`packets`] draws them, with up to three bytes changed and the end cut off or padded: what a parser must stand.
+/// Values that mean something in one field or another: versions and header lengths, flags of fragments, protocols, types, small lengths.
+const TELLING: [u8; 24] = [
+    0, 1, 2, 3, 4, 5, 6, 7, 8, 11, 17, 0x20, 40, 43, 44, 0x40, 0x44, 0x46, 51, 58, 60, 0x60, 128, 0xff,
+];
+
+/// Packets as [`packets`] draws them, with up to three bytes changed, mostly in headers and by values that mean something there, and with
+/// the end cut off or padded: what a parser must stand.
 pub(crate) fn damaged() -> impl Strategy<Value = Vec<u8>> {
-    let changes = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4);
-    (packets(), changes, -8i8..8).prop_map(|(mut packet, changes, grow)| {
-        for (at, value) in changes {
-            let at = at.index(packet.len().min(72));
-            packet[at] = value;
-        }
-        let by = usize::from(grow.unsigned_abs());
-        let len = if grow < 0 {
-            packet.len().saturating_sub(by)
-        } else {
-            packet.len() + by
-        };
-        packet.resize(len, 0);
-        packet
-    })
+    #[derive(Debug, Clone)]
+    enum Damage {
+        Set(usize, u8),
+        Flip(usize, u8),
+        Add(usize, u8),
+    }
+    let at = || prop_oneof![4 => 0usize..10, 2 => 20usize..40, 3 => 40usize..60, 1 => 0usize..140];
+    let damage = prop_oneof![
+        (at(), prop::sample::select(&TELLING[..])).prop_map(|(at, value)| Damage::Set(at, value)),
+        (at(), 0u8..8).prop_map(|(at, bit)| Damage::Flip(at, 1 << bit)),
+        (at(), prop_oneof![Just(1), Just(255), Just(4), Just(252)]).prop_map(|(at, by)| Damage::Add(at, by)),
+    ];
+    (
+        packets(),
+        prop::collection::vec(damage, 0..4),
+        prop_oneof![3 => Just(0i8), 1 => -8i8..8],
+    )
+        .prop_map(|(mut packet, damages, grow)| {
+            for damage in damages {
+                let (Damage::Set(at, _) | Damage::Flip(at, _) | Damage::Add(at, _)) = damage;
+                if let Some(byte) = packet.get_mut(at) {
+                    *byte = match damage {
+                        Damage::Set(_, value) => value,
+                        Damage::Flip(_, bit) => *byte ^ bit,
+                        Damage::Add(_, by) => byte.wrapping_add(by),
+                    };
+                }
+            }
+            let by = usize::from(grow.unsigned_abs());
+            let len = if grow < 0 {
+                packet.len().saturating_sub(by)
+            } else {
+                packet.len() + by
+            };
+            packet.resize(len, 0);
+            packet
+        })
 }

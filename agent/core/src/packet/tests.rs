@@ -148,6 +148,9 @@ fn an_error_is_read_only_if_it_quotes_a_packet_between_the_same_two() -> Result<
         }
         assert_eq!(error(&sent[..header + 7]), Err(DropReason::Icmp), "ports, but not the eight bytes");
         assert_eq!(error(&[]), Err(DropReason::Icmp));
+        let mut short = sent.clone();
+        short[if v6 { 5 } else { 3 }] = if v6 { 7 } else { 27 };
+        assert_eq!(error(&short), Err(DropReason::Icmp), "a packet that says it had no eight bytes");
         assert_eq!(
             error(&ip(us, third, 17, &udp((1, 2), &[]))),
             Err(DropReason::Icmp),
@@ -280,7 +283,7 @@ fn checksums_are_right(packet: &[u8], parsed: &Parsed) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1024))]
+    #![proptest_config(ProptestConfig::with_cases(4096))]
 
     #[test]
     fn the_parser_agrees_with_a_second_one_on_damaged_packets(packet in damaged()) {
@@ -288,7 +291,10 @@ proptest! {
     }
 
     #[test]
-    fn the_parser_agrees_with_a_second_one_on_any_bytes(bytes in prop::collection::vec(any::<u8>(), 0..128)) {
+    fn the_parser_agrees_with_a_second_one_on_any_bytes(mut bytes in prop::collection::vec(any::<u8>(), 0..128), version: Option<bool>) {
+        if let (Some(first), Some(v6)) = (bytes.first_mut(), version) {
+            *first = if v6 { 0x60 } else { 0x45 };
+        }
         fuzz::packet(&bytes);
     }
 

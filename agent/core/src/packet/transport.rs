@@ -9,9 +9,6 @@ use super::Transport;
 /// Length in bytes of a TCP header without options.
 pub(super) const TCP_HEADER_LEN: usize = 20;
 
-/// Length in bytes of a UDP header.
-pub(super) const UDP_HEADER_LEN: usize = 8;
-
 /// The control bits of a TCP header (RFC 9293 section 3.1).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct TcpFlags(u8);
