@@ -1,6 +1,7 @@
 # The two commands are `make demo` and `make test`; both install what they need on a bare Debian machine with Rust, as root.
 
 SHELL := /bin/bash
+PROGRAMS := $(or $(CARGO_TARGET_DIR),target)/debug
 
 .PHONY: help build demo test check lint doc drift clean-lab setup
 
@@ -14,7 +15,7 @@ build: ## build the programs, and those of the lab
 	cargo build --workspace
 
 demo: setup build ## show the mesh on one machine, with a real PostgreSQL; KEEP=1 leaves it running
-	@target/debug/demo
+	@$(PROGRAMS)/cloison-demo
 
 test: setup lint doc ## run everything
 	tests/scripts/run-tests.sh
@@ -30,4 +31,4 @@ doc:
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --quiet
 
 clean-lab: ## remove what a killed or kept lab or demo left behind
-	@target/debug/lab-tool clean
+	@$(PROGRAMS)/lab-tool clean

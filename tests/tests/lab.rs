@@ -101,7 +101,7 @@ fn a_real_postgres_answers_psql_and_pgbench_from_another_host() -> Result<()> {
         ensure!(answer.stdout == "42\n", "{answer:?}");
     }
     ensure!(server.clients_seen() == 2, "{}", server.log());
-    server.fill(1)?;
+    postgres::fill(app.net(), IpAddr::V4(db.v4()?), 1)?.ok()?;
     let report = postgres::bench(app.net(), IpAddr::V4(db.v4()?), 1, &["-c", "2", "-S"])?.ok()?;
     ensure!(report.stdout.contains("number of failed transactions: 0"), "{report:?}");
     server.stop()?;

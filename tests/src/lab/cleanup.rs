@@ -55,7 +55,7 @@ impl Claim {
         wait_for(&format!("the other run of the lab `{name}`"), CLAIM_WAIT, || {
             Ok(flock(&file, FlockOperation::NonBlockingLockExclusive).ok())
         })?;
-        let prefix = format!("{FAMILY}.{name}.");
+        let prefix = prefix_of(name);
         remove_namespaces(&prefix)?;
         let mut folder = String::new();
         file.read_to_string(&mut folder)?;
@@ -111,6 +111,21 @@ impl Drop for Claim {
     }
 }
 
+/// The prefix of everything that a lab of this name makes; it ends in a dot, which no name contains.
+#[must_use]
+pub fn prefix_of(name: &str) -> String {
+    format!("{FAMILY}.{name}.")
+}
+
+/// Removes the namespaces and folders of a lab of this process that is still running, for programs that are interrupted.
+///
+/// # Errors
+/// If something cannot be removed.
+pub fn remove_lab(prefix: &str) -> Result<()> {
+    remove_namespaces(prefix)?;
+    remove_folders(prefix)
+}
+
 /// Ends all processes in the namespaces whose name starts with `prefix`, and removes the namespaces.
 ///
 /// # Errors
@@ -139,14 +154,17 @@ pub fn remove_namespaces(prefix: &str) -> Result<()> {
 /// If something cannot be removed.
 pub fn remove_all() -> Result<()> {
     let prefix = format!("{FAMILY}.");
-    remove_namespaces(&prefix)?;
-    for entry in std::fs::read_dir(std::env::temp_dir())?.flatten() {
-        remove_folder(&entry.path(), &prefix)?;
-    }
+    remove_lab(&prefix)?;
     match std::fs::remove_dir_all(CLAIMS) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).with_context(|| format!("removing {CLAIMS}")),
         _ => Ok(()),
     }
+}
+
+fn remove_folders(prefix: &str) -> Result<()> {
+    std::fs::read_dir(std::env::temp_dir())?
+        .flatten()
+        .try_for_each(|entry| remove_folder(&entry.path(), prefix))
 }
 
 /// Removes a folder if it is there, is no link, and its name starts with the prefix; leaves everything else alone.

@@ -17,9 +17,12 @@
 //!
 //! Needs root, and says so instead of skipping. It does not build the programs: see [`programs`].
 
+pub mod agent;
 pub mod capture;
 pub mod cleanup;
+pub mod coordinator;
 pub mod host;
+pub mod mesh;
 pub mod netns;
 pub mod postgres;
 pub mod process;

@@ -25,7 +25,6 @@ const PACKAGES: &str = "/usr/lib/postgresql";
 #[derive(Debug)]
 pub struct Postgres {
     process: Process,
-    net: Netns,
     listen: Vec<IpAddr>,
 }
 
@@ -76,7 +75,6 @@ impl Postgres {
         })?;
         Ok(Self {
             process,
-            net: net.clone(),
             listen: listen.to_vec(),
         })
     }
@@ -100,19 +98,6 @@ impl Postgres {
             .lines()
             .filter(|l| l.contains("connection received: host=") && !l.contains("host=[local]"))
             .count()
-    }
-
-    /// Fills the tables of pgbench, over the server's own loopback address or the first it listens on.
-    ///
-    /// # Errors
-    /// If pgbench fails.
-    pub fn fill(&self, scale: u32) -> Result<()> {
-        let at = self.listen.first().context("a server without an address")?.to_string();
-        let scale = scale.to_string();
-        self.net
-            .run(&[&program("pgbench")?, "-i", "-q", "-s", &scale, "-h", &at, "-U", USER, "postgres"])?
-            .ok()?;
-        Ok(())
     }
 
     /// Stops it at once, as its own fast shutdown does.
@@ -146,6 +131,15 @@ pub fn query(from: &Netns, at: IpAddr, sql: &str, connect_timeout_s: u32) -> Res
     ]);
     command.env("PGCONNECT_TIMEOUT", connect_timeout_s.to_string());
     process::run(command, super::netns::COMMAND_LIMIT)
+}
+
+/// Makes and fills the tables of pgbench from a namespace.
+///
+/// # Errors
+/// If pgbench cannot be started.
+pub fn fill(from: &Netns, at: IpAddr, scale: u32) -> Result<Finished> {
+    let (at, scale) = (at.to_string(), scale.to_string());
+    from.run(&[&program("pgbench")?, "-i", "-q", "-s", &scale, "-h", &at, "-U", USER, "postgres"])
 }
 
 /// Runs pgbench from a namespace for some seconds and gives its report.

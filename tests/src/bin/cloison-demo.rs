@@ -1,0 +1,395 @@
+//! `make demo`: the mesh on one machine, on real traffic, narrated.
+//!
+//! A coordinator and three hosts in network namespaces; a real PostgreSQL as component `postgres` on db-1, its client `n8n` on app-1, and
+//! an unpaired `rogue` on app-2. Each step states what it expects, and the demo fails if that is not what happens. It leaves nothing behind;
+//! with `KEEP=1` the mesh goes on running, and the last lines say how to play with it.
+
+#![forbid(unsafe_code)]
+
+use std::io::{IsTerminal, stdout};
+use std::net::{IpAddr, SocketAddr};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use cloison_tests::lab::mesh::{Instance, Mesh};
+use cloison_tests::lab::postgres::{self, Postgres};
+use cloison_tests::lab::process::{Finished, Process};
+use cloison_tests::lab::tool::Tool;
+use cloison_tests::lab::{cleanup, programs};
+
+const NAME: &str = "demo";
+const HOSTS: [&str; 3] = ["db-1", "app-1", "app-2"];
+/// Something else that listens on db-1, and that no rule names.
+const OTHER_PORT: u16 = 6000;
+const CUT_LIMIT: Duration = Duration::from_secs(10);
+
+const COMPONENTS: &str = "\
+version: 1
+components:
+  postgres: {on: db-1,  attach: host, services: {sql: tcp/5432}}
+  n8n:      {on: app-1, attach: host}
+  rogue:    {on: app-2, attach: host}
+";
+const RULE: &str = "\
+allow:
+  - n8n -> postgres:sql
+";
+
+fn main() -> ExitCode {
+    let keep = std::env::var_os("KEEP").is_some_and(|v| !v.is_empty() && v != "0");
+    remove_everything_when_interrupted();
+    match run(keep) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\nthe demo failed: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The demo, from the first line to the last.
+fn run(keep: bool) -> Result<()> {
+    let story = Story::new();
+    let start = Instant::now();
+    let mut mesh = lay_out(&story, keep)?;
+    let addresses = Addresses::of(&mesh)?;
+    let server = start_postgres(&story, &mesh, &addresses)?;
+    query_goes_through(&story, &mesh, &addresses)?;
+    rogue_is_refused(&story, &mesh, &addresses, &server)?;
+    explain_both(&story, &mesh)?;
+    other_port_is_refused(&story, &mesh, &addresses)?;
+    rule_removed_cuts(&story, &mesh, &addresses, &server)?;
+    mesh_outlives_its_coordinator(&story, &mut mesh, &addresses)?;
+    story.say(&format!("\nAll of this took {:.0} s.", start.elapsed().as_secs_f64()));
+    if !keep {
+        drop(server);
+        mesh.finish()?;
+        story.say("Everything that the demo made is gone again. `KEEP=1 make demo` leaves it running to play on.");
+        return Ok(());
+    }
+    mesh.coordinator.serve()?;
+    instructions(&story, &mesh, &addresses)?;
+    mesh.leave_running()
+}
+
+/// The overlay addresses of the three instances.
+struct Addresses {
+    postgres: Instance,
+    n8n: Instance,
+    rogue: Instance,
+}
+
+impl Addresses {
+    fn of(mesh: &Mesh) -> Result<Self> {
+        Ok(Self {
+            postgres: mesh.instance("postgres", "db-1")?,
+            n8n: mesh.instance("n8n", "app-1")?,
+            rogue: mesh.instance("rogue", "app-2")?,
+        })
+    }
+}
+
+fn lay_out(story: &Story, keep: bool) -> Result<Mesh> {
+    story.title("A coordinator and three hosts, each a network namespace on one wire");
+    let mut mesh = Mesh::builder(NAME, &HOSTS).lab(|lab| lab.keep(keep)).start()?;
+    story.command("cloison-coordinator init && cloison-coordinator serve");
+    for host in HOSTS {
+        let token = mesh.coordinator.token(host)?;
+        story.command(&format!(
+            "cloison token create --host {host} > token;  cloison-agent join --token-file token  # on {host}"
+        ));
+        let joined = mesh.agent(host)?.join(&token)?.ok()?;
+        story.output(&joined.stdout);
+        mesh.agent_mut(host)?.start()?;
+    }
+    story.say("\nThe policy: three components, and one rule. What no rule names is denied.\n");
+    let policy = format!("{COMPONENTS}{RULE}");
+    story.output(&policy);
+    story.command("cloison policy apply policy.yaml --wait");
+    mesh.coordinator.apply_and_wait(&policy)?;
+    story.command("cloison host list");
+    story.output(&mesh.coordinator.cli(&["host", "list"])?.ok()?.stdout);
+    Ok(mesh)
+}
+
+fn start_postgres(story: &Story, mesh: &Mesh, addresses: &Addresses) -> Result<Postgres> {
+    story.title("A real PostgreSQL on db-1, listening on nothing but its overlay addresses");
+    let server = Postgres::start(mesh.host("db-1")?, &addresses.postgres.addresses())?;
+    story.say(&format!(
+        "postgres listens on {} and {}.",
+        addresses.postgres.v4, addresses.postgres.v6
+    ));
+    Ok(server)
+}
+
+fn query_goes_through(story: &Story, mesh: &Mesh, addresses: &Addresses) -> Result<()> {
+    story.title("n8n on app-1 asks: the rule allows it");
+    for address in addresses.postgres.addresses() {
+        let sql = "select 'n8n is ' || inet_client_addr() || ', postgres is ' || inet_server_addr()";
+        story.command(&format!("psql -h {address} -c \"{sql}\"  # on app-1"));
+        let answer = postgres::query(mesh.host("app-1")?.net(), address, sql, 5)?.ok()?;
+        story.output(&answer.stdout);
+        let source = if address.is_ipv4() {
+            addresses.n8n.v4.to_string()
+        } else {
+            addresses.n8n.v6.to_string()
+        };
+        ensure!(
+            answer.stdout.contains(&source),
+            "the server saw another client than {source}: {}",
+            answer.stdout
+        );
+        story.done(&format!(
+            "{} ms, through the mesh; the server sees n8n's own address",
+            answer.took.as_millis()
+        ));
+    }
+    Ok(())
+}
+
+fn rogue_is_refused(story: &Story, mesh: &Mesh, addresses: &Addresses, server: &Postgres) -> Result<()> {
+    story.title("rogue on app-2 asks: no rule pairs it with postgres");
+    let (db, app) = (mesh.host("db-1")?, mesh.host("app-2")?);
+    let clients_before = server.clients_seen();
+    let wire = db.capture_wire()?;
+    for address in addresses.postgres.addresses() {
+        story.command(&format!("psql -h {address} -c 'select 1'  # on app-2"));
+        let refused = postgres::query(app.net(), address, "select 1", 5)?.refused()?;
+        story.output(&refused.stderr);
+        ensure!(refused.took < Duration::from_secs(2), "the refusal took {:?}", refused.took);
+        story.done(&format!("refused at once: {} ms", refused.took.as_millis()));
+    }
+    story.command("cloison-agent explain postgres:sql --from rogue  # on app-2: what its own agent says");
+    let own = mesh
+        .agent("app-2")?
+        .command(&["explain", "postgres:sql", "--from", "rogue"])?
+        .refused()?;
+    story.output(&(own.stdout + &own.stderr));
+    let recording = wire.stop()?;
+    let from_app_2 = app.addresses().into_iter().map(|a| recording.with_address(a)).sum::<usize>();
+    let of_rogue = addresses.rogue.addresses().into_iter().filter(|a| recording.mentions(*a)).count();
+    ensure!(from_app_2 == 0 && of_rogue == 0, "{from_app_2} datagrams of app-2 reached db-1");
+    ensure!(server.clients_seen() == clients_before, "the server saw a client");
+    story.done("a capture on db-1's wire, all the while: 0 datagrams from app-2");
+    Ok(())
+}
+
+fn explain_both(story: &Story, mesh: &Mesh) -> Result<()> {
+    story.title("Why? Ask the coordinator");
+    for (from, expected) in [("n8n", true), ("rogue", false)] {
+        story.command(&format!("cloison explain {from} postgres:sql"));
+        let answer = mesh.coordinator.cli(&["explain", from, "postgres:sql"])?;
+        story.output(&answer.stdout);
+        ensure!(answer.status.success() == expected, "{answer:?}");
+    }
+    Ok(())
+}
+
+fn other_port_is_refused(story: &Story, mesh: &Mesh, addresses: &Addresses) -> Result<()> {
+    story.title("app-1 tries another port of db-1: something listens there, but no rule names it");
+    let at = SocketAddr::new(IpAddr::V4(addresses.postgres.v4), OTHER_PORT);
+    let mut other = Tool::tcp_listen(mesh.host("db-1")?.net(), at)?;
+    let local = Tool::tcp_attempt(mesh.host("db-1")?.net(), at, CUT_LIMIT)?;
+    ensure!(local.what == "received", "nobody listens on {at}: {local:?}");
+    story.command(&format!("nc -v {} {OTHER_PORT}  # on app-1", at.ip()));
+    let start = Instant::now();
+    let refused = Tool::tcp_attempt(mesh.host("app-1")?.net(), at, CUT_LIMIT)?;
+    ensure!(refused.what == "failed", "{refused:?}");
+    story.done(&format!(
+        "{} after {} ms; from db-1 itself the same port answers",
+        refused.kind(),
+        start.elapsed().as_millis()
+    ));
+    other.process().stop()?;
+    Ok(())
+}
+
+fn rule_removed_cuts(story: &Story, mesh: &Mesh, addresses: &Addresses, server: &Postgres) -> Result<()> {
+    story.title("A session is open, and its rule goes away");
+    let address = IpAddr::V4(addresses.postgres.v4);
+    story.command(&format!(
+        "psql -h {address} -c 'select now() \\watch 0.1'  # on app-1, goes on and on"
+    ));
+    let mut client = watching_client(mesh, address)?;
+    let disconnects_before = cut_clients(server);
+    story.command("cloison policy apply policy-without-the-rule.yaml");
+    let answered = mesh.coordinator.apply(COMPONENTS)?;
+    let status = client.wait(CUT_LIMIT).context("the client's session was not cut")?;
+    let at_client = answered.elapsed()?;
+    ensure!(!status.success(), "psql ended as if nothing had happened");
+    cloison_tests::lab::wait_for("the server's end to be cut", CUT_LIMIT, || {
+        Ok((cut_clients(server) > disconnects_before).then_some(()))
+    })?;
+    let at_server = answered.elapsed()?;
+    story.output(client.log().lines().next().unwrap_or_default());
+    story.output(server.log().lines().rfind(|l| l.contains("reset by peer")).unwrap_or_default());
+    story.done(&format!(
+        "cut at both ends: psql had ended {} ms after the API's answer, the server had noticed after {} ms",
+        at_client.as_millis(),
+        at_server.as_millis()
+    ));
+    let refused = postgres::query(mesh.host("app-1")?.net(), address, "select 1", 5)?.refused()?;
+    story.done(&format!("a new attempt is refused in {} ms", refused.took.as_millis()));
+    story.say("\nThe rule comes back:");
+    story.command("cloison policy apply policy.yaml --wait");
+    mesh.coordinator.apply_and_wait(&format!("{COMPONENTS}{RULE}"))?;
+    postgres::query(mesh.host("app-1")?.net(), address, "select 1", 5)?.ok()?;
+    story.done("n8n reaches postgres again");
+    Ok(())
+}
+
+/// A psql on app-1 that asks ten times a second, once it has its first answer.
+fn watching_client(mesh: &Mesh, address: IpAddr) -> Result<Process> {
+    let app = mesh.host("app-1")?;
+    let script = app.folder().join("watch.sql");
+    std::fs::write(&script, "select now() \\watch 0.1\n")?;
+    let mut command = app.net().command("psql");
+    command.args([
+        "-X",
+        "-q",
+        "-A",
+        "-t",
+        "-h",
+        &address.to_string(),
+        "-U",
+        "postgres",
+        "-v",
+        "ON_ERROR_STOP=1",
+        "-f",
+    ]);
+    command.arg(&script).arg("postgres");
+    let mut client = app.net().start("psql", command)?;
+    client.wait_for_line(":", Duration::from_secs(10))?;
+    Ok(client)
+}
+
+/// How many of the server's sessions ended by a reset.
+fn cut_clients(server: &Postgres) -> usize {
+    server.log().lines().filter(|l| l.contains("Connection reset by peer")).count()
+}
+
+fn mesh_outlives_its_coordinator(story: &Story, mesh: &mut Mesh, addresses: &Addresses) -> Result<()> {
+    story.title("The coordinator stops, and the pair goes on talking");
+    mesh.coordinator.stop()?;
+    ensure!(mesh.coordinator.cli(&["status"])?.refused().is_ok());
+    story.done("the coordinator is down");
+    let address = IpAddr::V4(addresses.postgres.v4);
+    let report: Finished = {
+        let filled = postgres::fill(mesh.host("app-1")?.net(), address, 1)?;
+        story.command(&format!("pgbench -i && pgbench -T 3 -c 2 -h {address}  # on app-1"));
+        filled.ok()?;
+        postgres::bench(mesh.host("app-1")?.net(), address, 3, &["-c", "2"])?.ok()?
+    };
+    for line in report
+        .stdout
+        .lines()
+        .filter(|l| l.starts_with("number of transactions") || l.starts_with("number of failed") || l.starts_with("tps"))
+    {
+        story.output(line);
+    }
+    ensure!(report.stdout.contains("number of failed transactions: 0"), "{}", report.stdout);
+    story.done("0 failed transactions without a coordinator; it goes on like this until the lease ends (24 h)");
+    Ok(())
+}
+
+fn instructions(story: &Story, mesh: &Mesh, addresses: &Addresses) -> Result<()> {
+    story.title("KEEP=1: it is all still running");
+    let enter = |host: &str| -> Result<String> { Ok(format!("nsenter --net={}", mesh.host(host)?.net().path().display())) };
+    let cli = format!(
+        "{} {} --config {}",
+        enter("coordinator")?,
+        programs::find("cloison")?.display(),
+        mesh.coordinator.cli_config().display()
+    );
+    let agent = |host: &str, command: &str| -> Result<String> {
+        let config = mesh.agent(host)?.config();
+        Ok(format!(
+            "{} {} {command} --config {}",
+            enter(host)?,
+            programs::find("cloison-agent")?.display(),
+            config.display()
+        ))
+    };
+    let policy = mesh.host("coordinator")?.folder().join("policy.yaml");
+    let query = |host: &str| -> Result<String> { Ok(format!("{} psql -h {} -U postgres", enter(host)?, addresses.postgres.v4)) };
+    let lines = [
+        ("a query of n8n", query("app-1")?),
+        ("a refused one of rogue", query("app-2")?),
+        ("the operator's view", format!("{cli} status")),
+        ("why", format!("{cli} explain rogue postgres:sql")),
+        (
+            "another policy",
+            format!("$EDITOR {0}; {cli} policy apply {0} --wait", policy.display()),
+        ),
+        ("an agent's view", agent("app-1", "status")?),
+        ("all logs", mesh.lab().folder().join("logs").display().to_string()),
+        ("the end", "make clean-lab".to_owned()),
+    ];
+    for (what, line) in lines {
+        story.say(&format!("{what}:"));
+        story.output(&line);
+    }
+    Ok(())
+}
+
+/// An interrupted demo leaves nothing behind either.
+fn remove_everything_when_interrupted() {
+    std::thread::spawn(|| -> Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let mut end = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+            tokio::select! {
+                outcome = tokio::signal::ctrl_c() => outcome,
+                _ = end.recv() => Ok(()),
+            }
+        })?;
+        eprintln!("\ninterrupted: removing what the demo made");
+        let outcome = cleanup::remove_lab(&cleanup::prefix_of(NAME));
+        std::process::exit(if outcome.is_ok() { 130 } else { 1 });
+    });
+}
+
+/// The narration: plain lines, in colour only on a terminal.
+struct Story {
+    colour: bool,
+    step: std::cell::Cell<u32>,
+}
+
+impl Story {
+    fn new() -> Self {
+        Self {
+            colour: stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none(),
+            step: std::cell::Cell::new(0),
+        }
+    }
+
+    fn title(&self, text: &str) {
+        self.step.set(self.step.get() + 1);
+        println!("\n{}", self.in_colour("1;36", &format!("{}. {text}", self.step.get())));
+    }
+
+    fn say(&self, text: &str) {
+        println!("{text}");
+    }
+
+    fn command(&self, line: &str) {
+        println!("{}", self.in_colour("1", &format!("   $ {line}")));
+    }
+
+    fn output(&self, text: &str) {
+        text.lines().filter(|l| !l.trim().is_empty()).for_each(|l| println!("     {l}"));
+    }
+
+    fn done(&self, text: &str) {
+        println!("   {} {text}", self.in_colour("32", "ok"));
+    }
+
+    fn in_colour(&self, code: &str, text: &str) -> String {
+        if self.colour {
+            format!("\x1b[{code}m{text}\x1b[0m")
+        } else {
+            text.to_owned()
+        }
+    }
+}
