@@ -1,0 +1,241 @@
+//! What each packet worker owns: its view of the engine for one batch, its counters, and the slabs that results are written to.
+//!
+//! A worker's batch: [`Worker::begin`] -> packets and datagrams into the engine -> the results out of [`Worker::udp`] and [`Worker::tun`]
+//! to the kernel -> [`Worker::clear`] -> [`Worker::end`], and then it may sleep. Results that were not sent before `end` may have been
+//! judged by a view that is no longer in force (I6); so `end` throws them away.
+//!
+//! Nothing here is allocated per packet, and a slab never grows: when [`Worker::has_room`] says no, the results are to be sent first.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+
+use crate::TunId;
+use crate::engine::{Engine, Snapshot};
+use crate::path_policy::PathPolicy;
+use crate::stats::Stats;
+use crate::wg::{LocalKey, OVERHEAD};
+
+/// The largest inner packet in bytes: what an IPv4 header can state.
+const MAX_PACKET: usize = 65_535;
+/// Bytes in a slab: a batch of datagrams, and what can wait for one peer.
+const SLAB_BYTES: usize = 1 << 20;
+/// Results in a slab.
+const SLAB_ITEMS: usize = 2_048;
+/// Room for whatever one packet or datagram may bring forth: itself, and what waited for its peer at the usual MTU.
+const ROOM_BYTES: usize = 384 * 1024;
+/// The same in results.
+const ROOM_ITEMS: usize = 256;
+
+/// A datagram to be sent on the underlay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Transmit {
+    /// Where it goes.
+    pub remote: SocketAddr,
+    /// The source address that the peer knows; `None` leaves it to the kernel.
+    pub local: Option<IpAddr>,
+    /// The two ECN bits of the outer header (RFC 6040).
+    pub ecn: u8,
+}
+
+/// A worker's part of the engine.
+pub struct Worker<P: PathPolicy, K: LocalKey> {
+    pub(crate) snapshot: Option<Arc<Snapshot<P, K>>>,
+    pub(crate) out: Outputs,
+    pub(crate) seat: Arc<Seat>,
+}
+
+/// What the engine knows of a worker.
+#[derive(Debug, Default)]
+pub(crate) struct Seat {
+    /// Which view the worker's batch is judged by.
+    state: AtomicU64,
+    pub(crate) stats: Stats,
+}
+
+/// The worker is between batches.
+const ASLEEP: u64 = 0;
+/// The worker is about to take a view, and it is not yet known which.
+const WAKING: u64 = 1;
+/// The seat is free for another worker.
+const FREE: u64 = u64::MAX;
+/// The number of the first view.
+pub(crate) const FIRST_STAMP: u64 = 2;
+
+impl<P: PathPolicy, K: LocalKey> Worker<P, K> {
+    pub(crate) fn new(seat: Arc<Seat>) -> Self {
+        Self {
+            snapshot: None,
+            out: Outputs::new(),
+            seat,
+        }
+    }
+
+    /// Begins a batch: what follows is judged by the view in force now.
+    pub fn begin(&mut self, engine: &Engine<P, K>) {
+        // Announced before it is loaded, so that an install either waits for this batch or is seen by it.
+        self.seat.state.store(WAKING, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        self.snapshot = engine.current();
+        // Without a view nothing passes, but a view that was installed before is not passed either.
+        let stamp = self.snapshot.as_ref().map_or(WAKING, |snapshot| snapshot.stamp);
+        self.seat.state.store(stamp, Ordering::Release);
+    }
+
+    /// Ends the batch: the worker may sleep now, and no install waits for it. Results that were not taken are gone.
+    pub fn end(&mut self) {
+        self.clear();
+        self.snapshot = None;
+        self.seat.state.store(ASLEEP, Ordering::Release);
+    }
+
+    /// Whether the results of one more packet or datagram are sure to fit.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.out.udp.has_room() && self.out.tun.has_room()
+    }
+
+    /// Datagrams to be sent, in order. Those of one peer lie one behind the other.
+    pub fn udp(&self) -> impl Iterator<Item = (&[u8], Transmit)> {
+        self.out.udp.iter()
+    }
+
+    /// Packets to be given to TUNs, in order.
+    pub fn tun(&self) -> impl Iterator<Item = (&[u8], TunId)> {
+        self.out.tun.iter()
+    }
+
+    /// Forgets the results, after they have been sent.
+    pub fn clear(&mut self) {
+        self.out.udp.clear();
+        self.out.tun.clear();
+    }
+
+    /// The worker's counters.
+    #[must_use]
+    pub fn stats(&self) -> &Stats {
+        &self.seat.stats
+    }
+}
+
+impl<P: PathPolicy, K: LocalKey> Drop for Worker<P, K> {
+    fn drop(&mut self) {
+        self.seat.state.store(FREE, Ordering::Release);
+    }
+}
+
+impl Seat {
+    /// Takes a free seat; its counters go on.
+    pub(crate) fn take(&self) -> bool {
+        self.state
+            .compare_exchange(FREE, ASLEEP, Ordering::AcqRel, Ordering::Relaxed)
+            .is_ok()
+    }
+
+    /// Whether no packet of this worker is judged by a view before the one with this stamp.
+    pub(crate) fn has_passed(&self, stamp: u64) -> bool {
+        match self.state.load(Ordering::Acquire) {
+            ASLEEP | FREE => true,
+            at => at >= stamp,
+        }
+    }
+}
+
+/// Both slabs of a worker.
+#[derive(Debug)]
+pub(crate) struct Outputs {
+    pub(crate) udp: Slab<Transmit>,
+    pub(crate) tun: Slab<TunId>,
+}
+
+impl Outputs {
+    fn new() -> Self {
+        Self {
+            udp: Slab::new(),
+            tun: Slab::new(),
+        }
+    }
+}
+
+/// Results one behind the other in one buffer, each with where it goes.
+#[derive(Debug)]
+pub(crate) struct Slab<D> {
+    bytes: Box<[u8]>,
+    used: usize,
+    /// Length and destination.
+    items: Vec<(usize, D)>,
+}
+
+impl<D: Copy> Slab<D> {
+    fn new() -> Self {
+        Self {
+            bytes: vec![0; SLAB_BYTES].into_boxed_slice(),
+            used: 0,
+            items: Vec::with_capacity(SLAB_ITEMS),
+        }
+    }
+
+    /// Where the next result may be written: at least as long as the longest packet or datagram, or empty if the slab is full.
+    pub(crate) fn space(&mut self) -> &mut [u8] {
+        let free = self.bytes.get_mut(self.used..).unwrap_or_default();
+        let room = free.len() >= MAX_PACKET + OVERHEAD && self.items.len() < SLAB_ITEMS;
+        if room { free } else { &mut [] }
+    }
+
+    /// Makes the first `len` bytes of the space a result.
+    pub(crate) fn commit(&mut self, len: usize, to: D) {
+        self.used = self.used.saturating_add(len).min(self.bytes.len());
+        self.items.push((len, to));
+    }
+
+    /// Makes a copy of `bytes` a result; whether there was room.
+    pub(crate) fn push(&mut self, bytes: &[u8], to: D) -> bool {
+        let fits = self
+            .space()
+            .get_mut(..bytes.len())
+            .map(|space| space.copy_from_slice(bytes))
+            .is_some();
+        if fits {
+            self.commit(bytes.len(), to);
+        }
+        fits
+    }
+
+    pub(crate) fn has_room(&self) -> bool {
+        self.bytes.len().saturating_sub(self.used) >= ROOM_BYTES && SLAB_ITEMS.saturating_sub(self.items.len()) >= ROOM_ITEMS
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (&[u8], D)> {
+        self.items.iter().scan(0usize, |from, (len, to)| {
+            let end = from.saturating_add(*len);
+            let bytes = self.bytes.get(*from..end)?;
+            *from = end;
+            Some((bytes, *to))
+        })
+    }
+
+    fn clear(&mut self) {
+        self.used = 0;
+        self.items.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_come_out_as_they_went_in_and_the_slab_ends() {
+        let mut slab = Slab::new();
+        assert!(slab.push(b"one", 1) && slab.push(b"", 2) && slab.push(b"three", 3));
+        let all: Vec<_> = slab.iter().collect();
+        assert_eq!(all, [(&b"one"[..], 1), (b"", 2), (b"three", 3)]);
+        slab.clear();
+        let big = vec![7; MAX_PACKET];
+        let taken = (0..100).filter(|n| slab.push(&big, *n)).count();
+        assert_eq!(taken, SLAB_BYTES / MAX_PACKET - 1);
+        assert!(!slab.has_room() && slab.space().is_empty());
+        slab.clear();
+        assert_eq!((0..10_000).filter(|n| slab.push(b"x", *n)).count(), SLAB_ITEMS);
+    }
+}
