@@ -14,7 +14,7 @@ trap 'rm -rf "$logs"' EXIT
 
 # One build of everything: the programs that the lab runs, and the test executables, with the same features of each dependency.
 cargo build --workspace --all-targets --message-format=json-render-diagnostics >"$logs/build.json"
-sed -n '/"test":true/s/.*"manifest_path":"\([^"]*\)\/Cargo.toml".*"executable":"\([^"]*\)".*/\1 \2/p' "$logs/build.json" | sort -u >"$logs/suites"
+sed -n '/"profile":{[^}]*"test":true/s/.*"manifest_path":"\([^"]*\)\/Cargo.toml".*"executable":"\([^"]*\)".*/\1 \2/p' "$logs/build.json" | sort -u >"$logs/suites"
 
 run_suite() {
   local folder=$1 executable=$2 logs=$3 limit=$4 name start status=0
