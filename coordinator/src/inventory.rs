@@ -30,10 +30,13 @@ pub struct Inventory {
     /// The policy in force, if any was ever applied.
     pub policy: Option<Arc<StoredPolicy>>,
     /// Every host that is enrolled and not revoked.
-    pub hosts: Arc<BTreeMap<HostId, Arc<Host>>>,
+    pub hosts: Arc<Hosts>,
     /// Every instance: which component runs on which host, and its addresses.
     pub instances: Arc<Instances>,
 }
+
+/// Hosts by id.
+pub type Hosts = BTreeMap<HostId, Arc<Host>>;
 
 /// Components, the hosts they run on, and each instance's addresses.
 pub type Instances = BTreeMap<ComponentName, BTreeMap<HostId, AddressPair>>;

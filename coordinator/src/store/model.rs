@@ -5,9 +5,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cloison_proto::id::{CredentialId, HostId, TokenId};
+use cloison_proto::id::{CredentialId, HostId, MeshId, TokenId};
 use cloison_proto::key::{IdentityKey, Secret32, WgPublicKey};
-use cloison_proto::label::{HostName, LabelKey, LabelSet};
+use cloison_proto::label::{ComponentName, LabelKey, LabelSet};
 use cloison_proto::net::{AddressPair, OverlayRange};
 use cloison_proto::version::MeshTime;
 
@@ -20,7 +20,7 @@ use crate::inventory::{CoordinatorAddress, Host, Inventory, Placement, PolicyVer
 #[derive(Debug, Clone)]
 pub struct NewMesh {
     /// Which mesh: chosen by `init`, which writes it into the certificates too.
-    pub mesh: cloison_proto::id::MeshId,
+    pub mesh: MeshId,
     /// Where addresses are drawn from.
     pub overlay: OverlayRange,
     /// How long a view may be used without contact with the coordinator.
@@ -208,7 +208,7 @@ pub struct Redeemed {
     /// Whether this attempt repeated an earlier one.
     pub repeated: bool,
     /// The instances it has at this moment.
-    pub instances: Vec<(cloison_proto::label::ComponentName, AddressPair)>,
+    pub instances: Vec<(ComponentName, AddressPair)>,
 }
 
 /// Why a host may not renew its certificate, or may not link.

@@ -1,0 +1,183 @@
+//! One change: the writing transaction from its first read to the moment when everybody may know.
+//!
+//! Nothing is visible before the commit, and a change that is dropped on the way never was. The commit runs as a task of its own, so that
+//! a caller who goes away in the middle (a request that timed out) cannot separate what is on the disk from the inventory in memory.
+
+use std::sync::Arc;
+
+use cloison_proto::version::MeshTime;
+use sqlx::{Sqlite, SqliteConnection, Transaction};
+use tokio::sync::OwnedMutexGuard;
+
+use super::error::StoreError;
+use super::model::GateRefusal;
+use super::row::{number, time};
+use super::{EXIT_IO, Store, addresses, log, snapshot};
+use crate::audit::{Action, Actor, Context, Entry, Object};
+use crate::credential::{Scope, includes};
+use crate::inventory::Inventory;
+
+/// How far a change reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reach {
+    /// What the inventory shows: addresses are brought up to date, the gate judges, the revision rises.
+    Inventory,
+    /// The revision rises; views stay as they are.
+    Revision,
+    /// A leaf in the audit and nothing else.
+    Leaf,
+}
+
+/// A change under way. It holds the only writing connection.
+pub(super) struct Change {
+    /// Held until the change's inventory is out: the next change begins with it.
+    turn: OwnedMutexGuard<()>,
+    store: Store,
+    transaction: Transaction<'static, Sqlite>,
+    context: Context,
+    /// The time of the whole change.
+    pub(super) now: MeshTime,
+}
+
+impl Store {
+    /// Begins a change that needs `scope`. The credential is judged inside the transaction: one that was revoked a moment ago is too late.
+    pub(super) async fn begin(&self, context: Context, scope: Scope) -> Result<Change, StoreError> {
+        let mut change = self.begin_unjudged(context).await?;
+        change.authorise(scope).await?;
+        Ok(change)
+    }
+
+    /// Begins a change that brings its own proof: a join, or the coordinator's own bookkeeping.
+    pub(super) async fn begin_unjudged(&self, context: Context) -> Result<Change, StoreError> {
+        let turn = self.0.turn.clone().lock_owned().await;
+        let transaction = self.0.writer.begin_with("BEGIN IMMEDIATE").await?;
+        Ok(Change { turn, store: self.clone(), transaction, context, now: self.now() })
+    }
+}
+
+impl Change {
+    /// The connection, inside the transaction.
+    pub(super) fn db(&mut self) -> &mut SqliteConnection {
+        &mut self.transaction
+    }
+
+    async fn authorise(&mut self, scope: Scope) -> Result<(), StoreError> {
+        let id = match self.context.actor {
+            Actor::Local | Actor::Coordinator => return Ok(()),
+            Actor::Credential(id) => id,
+            Actor::Host(_) | Actor::Joiner(_) => return Err(StoreError::NotAuthorised),
+        };
+        let now = self.now;
+        match super::credentials::live(self.db(), id, now).await? {
+            Some(principal) if includes(&principal.scopes, scope) => Ok(()),
+            _ => Err(StoreError::NotAuthorised),
+        }
+    }
+
+    /// Completes the change: addresses, revision, inventory, gate, leaf, commit. The revision at which it came into force is returned.
+    pub(super) async fn finish(mut self, reach: Reach, action: Action, objects: &[Object]) -> Result<u64, StoreError> {
+        let before = self.store.inventory();
+        let after = match reach {
+            Reach::Inventory => Some(self.next_inventory(&before).await?),
+            Reach::Revision => {
+                let mut after = Inventory::clone(&before);
+                after.version.revision = before.version.revision.saturating_add(1);
+                self.keep_revision(&after).await?;
+                Some(after)
+            }
+            Reach::Leaf => None,
+        };
+        let entry = Entry::done(self.context, action, objects);
+        self.commit(entry, after.map(Arc::new)).await
+    }
+
+    /// Completes a change that is only a refusal's leaf.
+    pub(super) async fn finish_refused(self, entry: Entry) -> Result<(), StoreError> {
+        self.commit(entry, None).await.map(|_| ())
+    }
+
+    async fn next_inventory(&mut self, before: &Inventory) -> Result<Inventory, StoreError> {
+        let now = self.now;
+        let Some(mut after) = snapshot::load(self.db(), &before.hosts).await? else {
+            return Err(StoreError::Corrupt { table: "mesh", problem: "no row".into() });
+        };
+        after.instances = Arc::new(addresses::reconcile(self.db(), &after, now).await?);
+        after.version.revision = before.version.revision.saturating_add(1);
+        after.content_revision = after.version.revision;
+        self.keep_revision(&after).await?;
+        let gate = self.store.0.gate.load_full();
+        match gate {
+            None => Ok(after),
+            // Compiling a large mesh takes long enough to keep a thread from everybody else.
+            Some(gate) => judge(move || gate.check(&after).map(|()| after)).await,
+        }
+    }
+
+    async fn keep_revision(&mut self, after: &Inventory) -> Result<(), StoreError> {
+        sqlx::query("UPDATE mesh SET revision = $1, content_revision = $2 WHERE id = 1")
+            .bind(number(after.version.revision))
+            .bind(number(after.content_revision))
+            .execute(self.db())
+            .await?;
+        Ok(())
+    }
+
+    async fn commit(mut self, entry: Entry, after: Option<Arc<Inventory>>) -> Result<u64, StoreError> {
+        let now = self.now;
+        log::append(self.db(), &entry, now).await?;
+        let Self { turn, store, transaction, .. } = self;
+        let committed = tokio::spawn(async move {
+            let result = transaction.commit().await.map_err(StoreError::from);
+            match (&result, after) {
+                (Ok(()), Some(after)) => {
+                    store.0.inventory.send_replace(after);
+                }
+                (Ok(()), None) | (Err(StoreError::StorageFull), _) => {}
+                (Err(error), _) => store.fatal(error),
+            }
+            let revision = store.inventory().version.revision;
+            drop(turn);
+            result.map(|()| revision)
+        });
+        committed.await.unwrap_or_else(|_| Err(StoreError::Database(sqlx::Error::WorkerCrashed)))
+    }
+
+    /// Commits what needs neither leaf nor revision: notes about contact with hosts.
+    pub(super) async fn commit_note(self) -> Result<(), StoreError> {
+        let result = self.transaction.commit().await.map_err(StoreError::from);
+        if let Err(error) = &result
+            && !matches!(error, StoreError::StorageFull)
+        {
+            self.store.fatal(error);
+        }
+        result
+    }
+
+    /// A time as the database keeps it, for this change.
+    pub(super) fn now_db(&self) -> i64 {
+        time(self.now)
+    }
+}
+
+/// Runs the gate where it may take its time.
+async fn judge(check: impl FnOnce() -> Result<Inventory, GateRefusal> + Send + 'static) -> Result<Inventory, StoreError> {
+    match tokio::task::spawn_blocking(check).await {
+        Ok(judged) => judged.map_err(StoreError::Refused),
+        // A gate that panicked has allowed nothing.
+        Err(_) => Err(StoreError::Refused(GateRefusal { code: "internal", detail: "the mesh's limits could not be checked".into() })),
+    }
+}
+
+impl Store {
+    /// A commit failed on IO. Whether it is on the disk nobody can say, and a later fsync would not tell (a kernel reports a lost write
+    /// once): the process ends, and the next one reads what is really there.
+    fn fatal(&self, error: &StoreError) {
+        let source = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
+        let message = format!("a change could not be made durable ({error}: {source}); stopping, so that nothing unsaved is acknowledged");
+        tracing::error!("{message}");
+        match self.0.fatal.load_full() {
+            Some(hook) => hook(&message),
+            None => std::process::exit(EXIT_IO),
+        }
+    }
+}
