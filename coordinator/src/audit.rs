@@ -247,7 +247,12 @@ pub(crate) struct Entry {
 
 impl Entry {
     pub(crate) fn done(context: Context, action: Action, objects: &[Object]) -> Self {
-        Self { context, action, objects: objects.to_vec(), refused: None }
+        Self {
+            context,
+            action,
+            objects: objects.to_vec(),
+            refused: None,
+        }
     }
 
     /// The leaf at `seq`, behind the one whose hash is `previous`.

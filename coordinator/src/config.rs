@@ -32,7 +32,11 @@ impl HostPort {
 impl fmt::Display for HostPort {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let brackets = self.host.contains(':');
-        if brackets { write!(f, "[{}]:{}", self.host, self.port) } else { write!(f, "{}:{}", self.host, self.port) }
+        if brackets {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
     }
 }
 
@@ -41,7 +45,11 @@ impl FromStr for HostPort {
     fn from_str(text: &str) -> Result<Self, BadHostPort> {
         let bad = || BadHostPort(text.chars().take(80).collect());
         let (host, port) = text.rsplit_once(':').ok_or_else(bad)?;
-        let port = port.parse::<u16>().ok().filter(|p| *p > 0 && !port.starts_with('+')).ok_or_else(bad)?;
+        let port = port
+            .parse::<u16>()
+            .ok()
+            .filter(|p| *p > 0 && !port.starts_with('+'))
+            .ok_or_else(bad)?;
         let unbracketed = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
         let good = match unbracketed {
             Some(v6) => v6.parse::<std::net::Ipv6Addr>().is_ok(),
@@ -51,7 +59,10 @@ impl FromStr for HostPort {
         if !good || text.len() > cloison_proto::token::MAX_ADDRESS_LEN {
             return Err(bad());
         }
-        Ok(Self { host: unbracketed.unwrap_or(host).to_owned(), port })
+        Ok(Self {
+            host: unbracketed.unwrap_or(host).to_owned(),
+            port,
+        })
     }
 }
 
@@ -79,7 +90,21 @@ mod tests {
 
     #[test]
     fn other_texts_are_no_addresses() {
-        for bad in ["", ":1", "a", "a:", "a:0", "a:65536", "a:+1", "2001:db8::1:7443", "[192.0.2.1]:1", "1.2.3:1", "a b:1", "-a:1", "a..b:1"] {
+        for bad in [
+            "",
+            ":1",
+            "a",
+            "a:",
+            "a:0",
+            "a:65536",
+            "a:+1",
+            "2001:db8::1:7443",
+            "[192.0.2.1]:1",
+            "1.2.3:1",
+            "a b:1",
+            "-a:1",
+            "a..b:1",
+        ] {
             assert!(bad.parse::<HostPort>().is_err(), "{bad:?}");
         }
     }

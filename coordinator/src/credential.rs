@@ -59,7 +59,10 @@ pub struct UnknownScope(String);
 impl FromStr for Scope {
     type Err = UnknownScope;
     fn from_str(text: &str) -> Result<Self, UnknownScope> {
-        Self::ALL.into_iter().find(|scope| scope.as_str() == text).ok_or_else(|| UnknownScope(text.into()))
+        Self::ALL
+            .into_iter()
+            .find(|scope| scope.as_str() == text)
+            .ok_or_else(|| UnknownScope(text.into()))
     }
 }
 
@@ -117,11 +120,17 @@ impl CredentialText {
 impl FromStr for CredentialText {
     type Err = MalformedCredential;
     fn from_str(text: &str) -> Result<Self, MalformedCredential> {
-        let (digits, secret) = text.strip_prefix("cloison_").and_then(|rest| rest.split_once('_')).ok_or(MalformedCredential)?;
+        let (digits, secret) = text
+            .strip_prefix("cloison_")
+            .and_then(|rest| rest.split_once('_'))
+            .ok_or(MalformedCredential)?;
         let id = format!("cred_{digits}").parse().map_err(|_| MalformedCredential)?;
         let bytes = Zeroizing::new(URL_SAFE_NO_PAD.decode(secret).map_err(|_| MalformedCredential)?);
         let bytes = bytes.as_slice().try_into().map_err(|_| MalformedCredential)?;
-        Ok(Self { id, secret: Secret32::from_bytes(bytes) })
+        Ok(Self {
+            id,
+            secret: Secret32::from_bytes(bytes),
+        })
     }
 }
 
@@ -131,7 +140,10 @@ mod tests {
 
     #[test]
     fn a_credential_round_trips_through_its_text_and_hides_in_debug() -> Result<(), MalformedCredential> {
-        let made = CredentialText { id: CredentialId([7; 8]), secret: Secret32::from_bytes([0xf8; 32]) };
+        let made = CredentialText {
+            id: CredentialId([7; 8]),
+            secret: Secret32::from_bytes([0xf8; 32]),
+        };
         let read: CredentialText = made.reveal().parse()?;
         assert_eq!((read.id, read.secret.expose()), (made.id, made.secret.expose()));
         let secret = URL_SAFE_NO_PAD.encode([0xf8; 32]);
@@ -141,7 +153,15 @@ mod tests {
 
     #[test]
     fn other_texts_are_no_credentials() {
-        for bad in ["", "cloison_", "cloison_00", "cloison_0707070707070707_", "cloison_0707070707070707_AAAA", "Bearer x", "cloison1_abc"] {
+        for bad in [
+            "",
+            "cloison_",
+            "cloison_00",
+            "cloison_0707070707070707_",
+            "cloison_0707070707070707_AAAA",
+            "Bearer x",
+            "cloison1_abc",
+        ] {
             assert!(bad.parse::<CredentialText>().is_err(), "{bad}");
         }
     }

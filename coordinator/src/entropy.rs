@@ -69,7 +69,10 @@ impl Environment {
     /// The machine's own clock and generator.
     #[must_use]
     pub fn system() -> Self {
-        Self { clock: Arc::new(SystemClock), entropy: Arc::new(SystemEntropy) }
+        Self {
+            clock: Arc::new(SystemClock),
+            entropy: Arc::new(SystemEntropy),
+        }
     }
 
     /// `N` random bytes.

@@ -50,7 +50,9 @@ impl Inventory {
 
     /// The instances on `host`.
     pub fn instances_on(&self, host: HostId) -> impl Iterator<Item = (&ComponentName, AddressPair)> {
-        self.instances.iter().filter_map(move |(component, on)| on.get(&host).map(|pair| (component, *pair)))
+        self.instances
+            .iter()
+            .filter_map(move |(component, on)| on.get(&host).map(|pair| (component, *pair)))
     }
 }
 

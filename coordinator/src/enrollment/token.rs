@@ -167,7 +167,10 @@ mod tests {
         assert!(rule.contains("192.0.2.255".parse()?) && rule.contains("::ffff:192.0.2.1".parse()?));
         assert!(!rule.contains("192.0.3.0".parse()?) && !rule.contains("2001:db8::1".parse()?));
         assert!("::/0".parse::<SourceRule>()?.contains("2001:db8::1".parse()?));
-        assert!(!"::/0".parse::<SourceRule>()?.contains("192.0.2.1".parse()?), "one family never covers the other");
+        assert!(
+            !"::/0".parse::<SourceRule>()?.contains("192.0.2.1".parse()?),
+            "one family never covers the other"
+        );
         for bad in ["192.0.2.1/24", "192.0.2.0", "192.0.2.0/33", "x/8", "2001:db8::/129", "/8"] {
             assert!(bad.parse::<SourceRule>().is_err(), "{bad}");
         }

@@ -35,7 +35,9 @@ pub(super) async fn reconcile(db: &mut SqliteConnection, inventory: &Inventory, 
     let mut missing = wanted(inventory);
     let mut used = BTreeSet::new();
     let mut live = BTreeMap::<Key, u32>::new();
-    let rows = sqlx::query_as::<_, SlotRow>("SELECT component, host, slot, gone_at FROM instance").fetch_all(&mut *db).await?;
+    let rows = sqlx::query_as::<_, SlotRow>("SELECT component, host, slot, gone_at FROM instance")
+        .fetch_all(&mut *db)
+        .await?;
     for row in rows {
         let table = Table("instance");
         let key: Key = (table.parse(&row.component)?, table.parse(&row.host)?);
@@ -80,14 +82,19 @@ async fn give(
     now: MeshTime,
 ) -> Result<Vec<(Key, u32)>, StoreError> {
     let capacity = inventory.overlay.capacity();
-    let start: i64 = sqlx::query_scalar("SELECT next_slot FROM mesh WHERE id = 1").fetch_one(&mut *db).await?;
+    let start: i64 = sqlx::query_scalar("SELECT next_slot FROM mesh WHERE id = 1")
+        .fetch_one(&mut *db)
+        .await?;
     let start: u32 = Table("mesh").number(start)?;
     let mut candidates = (start..capacity).chain(0..start.min(capacity));
     let mut given = Vec::with_capacity(missing.len());
     let mut next = start;
     for key in missing {
         let Some(slot) = candidates.find(|slot| !used.contains(slot)) else {
-            return Err(StoreError::PoolExhausted { range: inventory.overlay.to_string(), component: key.0.to_string() });
+            return Err(StoreError::PoolExhausted {
+                range: inventory.overlay.to_string(),
+                component: key.0.to_string(),
+            });
         };
         sqlx::query("INSERT INTO instance (component, host, slot, given_at) VALUES ($1, $2, $3, $4)")
             .bind(key.0.as_str())
@@ -100,7 +107,10 @@ async fn give(
         next = slot.saturating_add(1);
         given.push((key, slot));
     }
-    sqlx::query("UPDATE mesh SET next_slot = $1 WHERE id = 1").bind(i64::from(next)).execute(&mut *db).await?;
+    sqlx::query("UPDATE mesh SET next_slot = $1 WHERE id = 1")
+        .bind(i64::from(next))
+        .execute(&mut *db)
+        .await?;
     Ok(given)
 }
 
@@ -115,7 +125,11 @@ async fn set_gone(db: &mut SqliteConnection, key: &Key, gone_at: Option<MeshTime
 }
 
 async fn forget(db: &mut SqliteConnection, key: &Key) -> Result<(), StoreError> {
-    sqlx::query("DELETE FROM instance WHERE component = $1 AND host = $2").bind(key.0.as_str()).bind(key.1.to_string()).execute(db).await?;
+    sqlx::query("DELETE FROM instance WHERE component = $1 AND host = $2")
+        .bind(key.0.as_str())
+        .bind(key.1.to_string())
+        .execute(db)
+        .await?;
     Ok(())
 }
 

@@ -51,7 +51,13 @@ impl Store {
     pub(super) async fn begin_unjudged(&self, context: Context) -> Result<Change, StoreError> {
         let turn = self.0.turn.clone().lock_owned().await;
         let transaction = self.0.writer.begin_with("BEGIN IMMEDIATE").await?;
-        Ok(Change { turn, store: self.clone(), transaction, context, now: self.now() })
+        Ok(Change {
+            turn,
+            store: self.clone(),
+            transaction,
+            context,
+            now: self.now(),
+        })
     }
 }
 
@@ -99,7 +105,10 @@ impl Change {
     async fn next_inventory(&mut self, before: &Inventory) -> Result<Inventory, StoreError> {
         let now = self.now;
         let Some(mut after) = snapshot::load(self.db(), &before.hosts).await? else {
-            return Err(StoreError::Corrupt { table: "mesh", problem: "no row".into() });
+            return Err(StoreError::Corrupt {
+                table: "mesh",
+                problem: "no row".into(),
+            });
         };
         after.instances = Arc::new(addresses::reconcile(self.db(), &after, now).await?);
         after.version.revision = before.version.revision.saturating_add(1);
@@ -125,7 +134,9 @@ impl Change {
     async fn commit(mut self, entry: Entry, after: Option<Arc<Inventory>>) -> Result<u64, StoreError> {
         let now = self.now;
         log::append(self.db(), &entry, now).await?;
-        let Self { turn, store, transaction, .. } = self;
+        let Self {
+            turn, store, transaction, ..
+        } = self;
         let committed = tokio::spawn(async move {
             let result = transaction.commit().await.map_err(StoreError::from);
             match (&result, after) {
@@ -139,7 +150,9 @@ impl Change {
             drop(turn);
             result.map(|()| revision)
         });
-        committed.await.unwrap_or_else(|_| Err(StoreError::Database(sqlx::Error::WorkerCrashed)))
+        committed
+            .await
+            .unwrap_or_else(|_| Err(StoreError::Database(sqlx::Error::WorkerCrashed)))
     }
 
     /// Commits what needs neither leaf nor revision: notes about contact with hosts.
@@ -164,7 +177,10 @@ async fn judge(check: impl FnOnce() -> Result<Inventory, GateRefusal> + Send + '
     match tokio::task::spawn_blocking(check).await {
         Ok(judged) => judged.map_err(StoreError::Refused),
         // A gate that panicked has allowed nothing.
-        Err(_) => Err(StoreError::Refused(GateRefusal { code: "internal", detail: "the mesh's limits could not be checked".into() })),
+        Err(_) => Err(StoreError::Refused(GateRefusal {
+            code: "internal",
+            detail: "the mesh's limits could not be checked".into(),
+        })),
     }
 }
 

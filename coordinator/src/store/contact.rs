@@ -51,7 +51,10 @@ impl Store {
     /// [`StoreError::Database`].
     pub async fn record_cloned(&self, id: HostId) -> Result<(), StoreError> {
         let change = self.begin_unjudged(Context::of(Actor::Coordinator)).await?;
-        change.finish(Reach::Leaf, Action::HostCloned, &[Object::Host(id)]).await.map(|_| ())
+        change
+            .finish(Reach::Leaf, Action::HostCloned, &[Object::Host(id)])
+            .await
+            .map(|_| ())
     }
 
     /// Keeps at which revision these hosts' views last changed, in one transaction, before the views are sent: after a restart nobody's
@@ -81,7 +84,9 @@ impl Store {
     /// [`StoreError::Corrupt`].
     pub async fn view_marks(&self) -> Result<BTreeMap<HostId, ViewMark>, StoreError> {
         let rows: Vec<(String, Option<i64>, Option<Vec<u8>>)> =
-            sqlx::query_as("SELECT id, view_revision, view_hash FROM host WHERE revoked_at IS NULL").fetch_all(&self.0.readers).await?;
+            sqlx::query_as("SELECT id, view_revision, view_hash FROM host WHERE revoked_at IS NULL")
+                .fetch_all(&self.0.readers)
+                .await?;
         let mut marks = BTreeMap::new();
         for (id, revision, hash) in rows {
             if let Some(mark) = view_mark(revision, hash.as_deref())? {
@@ -107,7 +112,10 @@ impl Store {
             .bind(time(not_after))
             .execute(change.db())
             .await?;
-        change.finish(Reach::Leaf, Action::CertificateIssue, &[Object::Host(id)]).await.map(|_| ())
+        change
+            .finish(Reach::Leaf, Action::CertificateIssue, &[Object::Host(id)])
+            .await
+            .map(|_| ())
     }
 
     /// Judges the certificate with which a link was opened, beyond what its chain says; the first use of an issued one retires the other.
@@ -141,7 +149,11 @@ impl Store {
         .rows_affected();
         change.commit_note().await?;
         // Another link may have promoted it, or an operator revoked the host, since the record was read.
-        if promoted == 1 { Ok(Ok(())) } else { self.admitted_meanwhile(id, serial).await }
+        if promoted == 1 {
+            Ok(Ok(()))
+        } else {
+            self.admitted_meanwhile(id, serial).await
+        }
     }
 
     async fn admitted_meanwhile(&self, id: HostId, serial: Serial) -> Result<Result<(), HostRefusal>, StoreError> {
@@ -165,7 +177,9 @@ impl Store {
                 .bind(identity.to_string())
                 .fetch_optional(&self.0.readers)
                 .await?;
-        let Some((id, revoked_at, enrolled_at, last_seen)) = row else { return Ok(Err(HostRefusal::Unknown)) };
+        let Some((id, revoked_at, enrolled_at, last_seen)) = row else {
+            return Ok(Err(HostRefusal::Unknown));
+        };
         if revoked_at.is_some() {
             return Ok(Err(HostRefusal::Revoked));
         }
@@ -192,6 +206,10 @@ impl FromStr for Serial {
     type Err = BadSerial;
     fn from_str(text: &str) -> Result<Self, BadSerial> {
         let number = u128::from_str_radix(text, 16).map_err(|_| BadSerial)?;
-        if text.len() == 32 { Ok(Self(number.to_be_bytes())) } else { Err(BadSerial) }
+        if text.len() == 32 {
+            Ok(Self(number.to_be_bytes()))
+        } else {
+            Err(BadSerial)
+        }
     }
 }

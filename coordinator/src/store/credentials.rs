@@ -17,7 +17,7 @@ use crate::audit::{Action, Actor, Context, Object};
 use crate::credential::{CredentialText, Principal, Scope};
 
 /// Longest life of a credential: a year and a month, so that a yearly renewal has room.
-pub const MAX_LIFETIME: Duration = Duration::from_secs(400 * 86_400);
+pub(super) const MAX_LIFETIME: Duration = Duration::from_secs(400 * 86_400);
 
 /// Longest name, in characters.
 const MAX_NAME_LEN: usize = 63;
@@ -45,7 +45,10 @@ impl Store {
     pub async fn create_credential(&self, context: Context, spec: CredentialSpec) -> Result<NewCredential, StoreError> {
         check(&spec)?;
         let mut change = self.begin(context, Scope::Owner).await?;
-        let text = CredentialText { id: CredentialId(self.0.env.random()?), secret: Secret32::from_bytes(self.0.env.random()?) };
+        let text = CredentialText {
+            id: CredentialId(self.0.env.random()?),
+            secret: Secret32::from_bytes(self.0.env.random()?),
+        };
         let expires = change.now.plus(spec.lifetime);
         let now = change.now_db();
         sqlx::query("INSERT INTO credential (id, secret_hash, name, scopes, created_at, expires) VALUES ($1, $2, $3, $4, $5, $6)")
@@ -57,7 +60,9 @@ impl Store {
             .bind(time(expires))
             .execute(change.db())
             .await?;
-        change.finish(Reach::Revision, Action::CredentialCreate, &[Object::Credential(text.id)]).await?;
+        change
+            .finish(Reach::Revision, Action::CredentialCreate, &[Object::Credential(text.id)])
+            .await?;
         Ok(NewCredential { text, expires })
     }
 
@@ -66,7 +71,9 @@ impl Store {
     /// # Errors
     /// [`StoreError::Corrupt`].
     pub async fn list_credentials(&self) -> Result<Vec<CredentialRecord>, StoreError> {
-        let rows = sqlx::query_as::<_, CredentialRow>("SELECT * FROM credential ORDER BY created_at DESC, id").fetch_all(&self.0.readers).await?;
+        let rows = sqlx::query_as::<_, CredentialRow>("SELECT * FROM credential ORDER BY created_at DESC, id")
+            .fetch_all(&self.0.readers)
+            .await?;
         rows.into_iter().map(CredentialRow::read).collect()
     }
 
@@ -75,7 +82,11 @@ impl Store {
     /// # Errors
     /// [`StoreError::NotFound`], also if it was revoked before.
     pub async fn revoke_credential(&self, context: Context, id: CredentialId) -> Result<(), StoreError> {
-        let scope = if context.actor == Actor::Credential(id) { Scope::Read } else { Scope::Owner };
+        let scope = if context.actor == Actor::Credential(id) {
+            Scope::Read
+        } else {
+            Scope::Owner
+        };
         let mut change = self.begin(context, scope).await?;
         let now = change.now_db();
         let revoked = sqlx::query("UPDATE credential SET revoked_at = $2 WHERE id = $1 AND revoked_at IS NULL")
@@ -86,7 +97,10 @@ impl Store {
         if revoked.rows_affected() == 0 {
             return Err(StoreError::NotFound("credential that could be revoked"));
         }
-        change.finish(Reach::Revision, Action::CredentialRevoke, &[Object::Credential(id)]).await.map(|_| ())
+        change
+            .finish(Reach::Revision, Action::CredentialRevoke, &[Object::Credential(id)])
+            .await
+            .map(|_| ())
     }
 
     /// Who shows this bearer text. `None` for every kind of wrong one: malformed, unknown, another secret, expired, revoked.
@@ -94,9 +108,13 @@ impl Store {
     /// # Errors
     /// [`StoreError::Database`].
     pub async fn authenticate(&self, bearer: &str) -> Result<Option<Principal>, StoreError> {
-        let Ok(shown) = bearer.parse::<CredentialText>() else { return Ok(None) };
+        let Ok(shown) = bearer.parse::<CredentialText>() else {
+            return Ok(None);
+        };
         let mut db = self.0.readers.acquire().await?;
-        let Some(row) = find(&mut db, shown.id).await? else { return Ok(None) };
+        let Some(row) = find(&mut db, shown.id).await? else {
+            return Ok(None);
+        };
         drop(db);
         if !shown.secret.matches(&Table("credential").hash(&row.secret_hash)?) {
             return Ok(None);
@@ -112,7 +130,11 @@ impl Store {
     async fn note_used(&self, id: CredentialId) -> Result<(), StoreError> {
         let mut change = self.begin_unjudged(Context::of(Actor::Credential(id))).await?;
         let now = change.now_db();
-        sqlx::query("UPDATE credential SET last_used = $2 WHERE id = $1").bind(id.to_string()).bind(now).execute(change.db()).await?;
+        sqlx::query("UPDATE credential SET last_used = $2 WHERE id = $1")
+            .bind(id.to_string())
+            .bind(now)
+            .execute(change.db())
+            .await?;
         change.commit_note().await
     }
 }
@@ -126,7 +148,10 @@ pub(super) async fn live(db: &mut SqliteConnection, id: CredentialId, now: MeshT
 }
 
 async fn find(db: &mut SqliteConnection, id: CredentialId) -> Result<Option<CredentialRow>, StoreError> {
-    Ok(sqlx::query_as("SELECT * FROM credential WHERE id = $1").bind(id.to_string()).fetch_optional(db).await?)
+    Ok(sqlx::query_as("SELECT * FROM credential WHERE id = $1")
+        .bind(id.to_string())
+        .fetch_optional(db)
+        .await?)
 }
 
 impl CredentialRow {
@@ -149,7 +174,12 @@ impl CredentialRecord {
     /// What the credential allows at `now`; nothing once it is expired or revoked.
     fn principal(self, now: MeshTime) -> Option<Principal> {
         let good = self.revoked_at.is_none() && self.expires > now;
-        good.then_some(Principal { id: self.id, name: self.name, scopes: self.scopes, expires: self.expires })
+        good.then_some(Principal {
+            id: self.id,
+            name: self.name,
+            scopes: self.scopes,
+            expires: self.expires,
+        })
     }
 }
 

@@ -36,24 +36,41 @@ pub(super) async fn create(path: &Path) -> Result<Pools, OpenError> {
     let made = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
     match made {
         Ok(_) => {}
-        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => return Err(OpenError::Exists { path: path.display().to_string() }),
-        Err(e) => return Err(OpenError::Open { path: path.display().to_string(), source: sqlx::Error::Io(e) }),
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
+            return Err(OpenError::Exists {
+                path: path.display().to_string(),
+            });
+        }
+        Err(e) => {
+            return Err(OpenError::Open {
+                path: path.display().to_string(),
+                source: sqlx::Error::Io(e),
+            });
+        }
     }
     let writer = writer(path).await?;
     migrate(path, &writer).await?;
-    Ok(Pools { readers: readers(path).await?, writer })
+    Ok(Pools {
+        readers: readers(path).await?,
+        writer,
+    })
 }
 
 /// The database at `path`, checked before anything in it is touched.
 pub(super) async fn open(path: &Path) -> Result<Pools, OpenError> {
     if !path.is_file() {
-        return Err(OpenError::Missing { path: path.display().to_string() });
+        return Err(OpenError::Missing {
+            path: path.display().to_string(),
+        });
     }
     let writer = writer(path).await?;
     check_sound(path, &writer).await?;
     check_schema(path, &writer).await?;
     migrate(path, &writer).await?;
-    Ok(Pools { readers: readers(path).await?, writer })
+    Ok(Pools {
+        readers: readers(path).await?,
+        writer,
+    })
 }
 
 /// A database in memory: one connection does everything.
@@ -62,7 +79,10 @@ pub(super) async fn in_memory() -> Result<Pools, OpenError> {
     let options = SqliteConnectOptions::new().in_memory(true).foreign_keys(true);
     let writer = pool(1).connect_with(options).await.map_err(|source| failed(path, source))?;
     migrate(path, &writer).await?;
-    Ok(Pools { readers: writer.clone(), writer })
+    Ok(Pools {
+        readers: writer.clone(),
+        writer,
+    })
 }
 
 fn options(path: &Path) -> SqliteConnectOptions {
@@ -76,7 +96,11 @@ fn options(path: &Path) -> SqliteConnectOptions {
 }
 
 fn pool(connections: u32) -> SqlitePoolOptions {
-    SqlitePoolOptions::new().max_connections(connections).acquire_timeout(ACQUIRE_TIMEOUT).idle_timeout(None).max_lifetime(None)
+    SqlitePoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        .idle_timeout(None)
+        .max_lifetime(None)
 }
 
 async fn writer(path: &Path) -> Result<SqlitePool, OpenError> {
@@ -84,17 +108,33 @@ async fn writer(path: &Path) -> Result<SqlitePool, OpenError> {
 }
 
 async fn readers(path: &Path) -> Result<SqlitePool, OpenError> {
-    pool(READERS).connect_with(options(path).read_only(true)).await.map_err(|source| failed(path, source))
+    pool(READERS)
+        .connect_with(options(path).read_only(true))
+        .await
+        .map_err(|source| failed(path, source))
 }
 
 async fn migrate(path: &Path, writer: &SqlitePool) -> Result<(), OpenError> {
-    MIGRATOR.run(writer).await.map_err(|source| OpenError::Migrate { path: path.display().to_string(), source })
+    MIGRATOR.run(writer).await.map_err(|source| OpenError::Migrate {
+        path: path.display().to_string(),
+        source,
+    })
 }
 
 /// Reads through the whole file once: a damaged database is found at the start, not at the change that needs the damaged page.
 async fn check_sound(path: &Path, writer: &SqlitePool) -> Result<(), OpenError> {
-    let found: String = sqlx::query_scalar("PRAGMA quick_check(1)").fetch_one(writer).await.map_err(|source| failed(path, source))?;
-    if found == "ok" { Ok(()) } else { Err(OpenError::Damaged { path: path.display().to_string(), problem: found }) }
+    let found: String = sqlx::query_scalar("PRAGMA quick_check(1)")
+        .fetch_one(writer)
+        .await
+        .map_err(|source| failed(path, source))?;
+    if found == "ok" {
+        Ok(())
+    } else {
+        Err(OpenError::Damaged {
+            path: path.display().to_string(),
+            problem: found,
+        })
+    }
 }
 
 /// Refuses a database that a newer program wrote, and one that is none of ours.
@@ -104,10 +144,14 @@ async fn check_schema(path: &Path, writer: &SqlitePool) -> Result<(), OpenError>
         .await
         .map_err(|source| failed(path, source))?;
     if tables != 2 {
-        return Err(OpenError::Unfinished { path: path.display().to_string() });
+        return Err(OpenError::Unfinished {
+            path: path.display().to_string(),
+        });
     }
-    let found: Option<i64> =
-        sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations").fetch_one(writer).await.map_err(|source| failed(path, source))?;
+    let found: Option<i64> = sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations")
+        .fetch_one(writer)
+        .await
+        .map_err(|source| failed(path, source))?;
     let known = MIGRATOR.iter().map(|migration| migration.version).max().unwrap_or(0);
     match found {
         Some(found) if found > known => Err(OpenError::Newer { found, known }),
@@ -119,7 +163,10 @@ async fn check_schema(path: &Path, writer: &SqlitePool) -> Result<(), OpenError>
 fn failed(path: &Path, source: sqlx::Error) -> OpenError {
     let path = path.display().to_string();
     match result_code(&source) {
-        Some(SQLITE_CORRUPT | SQLITE_NOTADB) => OpenError::Damaged { path, problem: source.to_string() },
+        Some(SQLITE_CORRUPT | SQLITE_NOTADB) => OpenError::Damaged {
+            path,
+            problem: source.to_string(),
+        },
         _ => OpenError::Open { path, source },
     }
 }
@@ -134,7 +181,10 @@ impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
         match result_code(&error) {
             Some(SQLITE_FULL) => Self::StorageFull,
-            Some(SQLITE_CORRUPT | SQLITE_NOTADB) => Self::Corrupt { table: "the file", problem: error.to_string() },
+            Some(SQLITE_CORRUPT | SQLITE_NOTADB) => Self::Corrupt {
+                table: "the file",
+                problem: error.to_string(),
+            },
             _ => Self::Database(error),
         }
     }

@@ -48,10 +48,15 @@ impl RecordRow {
     fn certificates(&self) -> Result<Certificates, StoreError> {
         let table = Table("host");
         let one = |serial: &Option<String>, not_after: Option<i64>| -> Result<Option<(Serial, MeshTime)>, StoreError> {
-            let Some((serial, end)) = serial.as_deref().zip(not_after) else { return Ok(None) };
+            let Some((serial, end)) = serial.as_deref().zip(not_after) else {
+                return Ok(None);
+            };
             Ok(Some((table.parse(serial)?, table.time(end)?)))
         };
-        Ok(Certificates { current: one(&self.cert_serial, self.cert_not_after)?, next: one(&self.next_serial, self.next_not_after)? })
+        Ok(Certificates {
+            current: one(&self.cert_serial, self.cert_not_after)?,
+            next: one(&self.next_serial, self.next_not_after)?,
+        })
     }
 }
 
@@ -59,7 +64,10 @@ impl RecordRow {
 pub(super) fn view_mark(revision: Option<i64>, hash: Option<&[u8]>) -> Result<Option<ViewMark>, StoreError> {
     let table = Table("host");
     match (revision, hash) {
-        (Some(revision), Some(hash)) => Ok(Some(ViewMark { revision: table.number(revision)?, state_hash: table.hash(hash)? })),
+        (Some(revision), Some(hash)) => Ok(Some(ViewMark {
+            revision: table.number(revision)?,
+            state_hash: table.hash(hash)?,
+        })),
         _ => Ok(None),
     }
 }
@@ -82,7 +90,10 @@ impl Store {
             let record = row.read(LabelSet::new())?;
             let labels = labels.remove(&record.host.id).unwrap_or_default();
             let host = Arc::unwrap_or_clone(record.host);
-            Ok(HostRecord { host: Arc::new(crate::inventory::Host { labels, ..host }), ..record })
+            Ok(HostRecord {
+                host: Arc::new(crate::inventory::Host { labels, ..host }),
+                ..record
+            })
         });
         records.collect()
     }
@@ -139,7 +150,11 @@ impl Store {
         let mut change = self.begin(context, Scope::Operate).await?;
         living(&mut change, id).await?;
         let now = change.now_db();
-        sqlx::query("UPDATE host SET revoked_at = $2 WHERE id = $1").bind(id.to_string()).bind(now).execute(change.db()).await?;
+        sqlx::query("UPDATE host SET revoked_at = $2 WHERE id = $1")
+            .bind(id.to_string())
+            .bind(now)
+            .execute(change.db())
+            .await?;
         change.finish(Reach::Inventory, Action::HostRevoke, &[Object::Host(id)]).await
     }
 
@@ -150,7 +165,10 @@ impl Store {
     pub async fn settle_host(&self, context: Context, id: HostId) -> Result<u64, StoreError> {
         let mut change = self.begin(context, Scope::Operate).await?;
         living(&mut change, id).await?;
-        sqlx::query("UPDATE host SET contested = 0 WHERE id = $1").bind(id.to_string()).execute(change.db()).await?;
+        sqlx::query("UPDATE host SET contested = 0 WHERE id = $1")
+            .bind(id.to_string())
+            .execute(change.db())
+            .await?;
         change.finish(Reach::Inventory, Action::HostSettle, &[Object::Host(id)]).await
     }
 }
@@ -158,15 +176,24 @@ impl Store {
 /// The record of a host that is not revoked.
 async fn living(change: &mut Change, id: HostId) -> Result<HostRecord, StoreError> {
     let record = record(change.db(), id).await?;
-    if record.revoked_at.is_some() { Err(StoreError::Revoked(id)) } else { Ok(record) }
+    if record.revoked_at.is_some() {
+        Err(StoreError::Revoked(id))
+    } else {
+        Ok(record)
+    }
 }
 
 pub(super) async fn record(db: &mut SqliteConnection, id: HostId) -> Result<HostRecord, StoreError> {
-    let row = sqlx::query_as::<_, RecordRow>("SELECT * FROM host WHERE id = $1").bind(id.to_string()).fetch_optional(&mut *db).await?;
+    let row = sqlx::query_as::<_, RecordRow>("SELECT * FROM host WHERE id = $1")
+        .bind(id.to_string())
+        .fetch_optional(&mut *db)
+        .await?;
     let row = row.ok_or(StoreError::NotFound("host"))?;
     let table = Table("host_label");
-    let pairs: Vec<(String, String)> =
-        sqlx::query_as("SELECT key, value FROM host_label WHERE host = $1").bind(id.to_string()).fetch_all(db).await?;
+    let pairs: Vec<(String, String)> = sqlx::query_as("SELECT key, value FROM host_label WHERE host = $1")
+        .bind(id.to_string())
+        .fetch_all(db)
+        .await?;
     let labels = pairs.iter().map(|(key, value)| Ok((table.parse(key)?, table.parse(value)?)));
     row.read(labels.collect::<Result<LabelSet, StoreError>>()?)
 }
@@ -183,7 +210,10 @@ pub(super) async fn holder_of(db: &mut SqliteConnection, name: &HostName) -> Res
 /// Makes `labels` all that the host has.
 pub(super) async fn set_labels(db: &mut SqliteConnection, id: HostId, labels: &LabelSet) -> Result<(), StoreError> {
     check_labels(labels)?;
-    sqlx::query("DELETE FROM host_label WHERE host = $1").bind(id.to_string()).execute(&mut *db).await?;
+    sqlx::query("DELETE FROM host_label WHERE host = $1")
+        .bind(id.to_string())
+        .execute(&mut *db)
+        .await?;
     for (key, value) in labels {
         sqlx::query("INSERT INTO host_label (host, key, value) VALUES ($1, $2, $3)")
             .bind(id.to_string())
@@ -197,7 +227,10 @@ pub(super) async fn set_labels(db: &mut SqliteConnection, id: HostId, labels: &L
 
 pub(super) fn check_labels(labels: &LabelSet) -> Result<(), StoreError> {
     if labels.len() > MAX_LABELS {
-        return Err(StoreError::Invalid { what: "labels", why: format!("are more than {MAX_LABELS}") });
+        return Err(StoreError::Invalid {
+            what: "labels",
+            why: format!("are more than {MAX_LABELS}"),
+        });
     }
     Ok(())
 }

@@ -11,14 +11,16 @@ use super::row::{Table, number};
 use crate::audit::{Entry, Leaf, leaf_hash};
 
 /// Most leaves in one page.
-pub const MAX_PAGE: u32 = 500;
+pub(super) const MAX_PAGE: u32 = 500;
 
 /// Most leaves about refused joins in a minute; the rest is counted in the next leaf. Strangers cannot fill the disk.
 const REFUSALS_PER_MINUTE: u32 = 60;
 
 /// Writes the next leaf.
 pub(super) async fn append(db: &mut SqliteConnection, entry: &Entry, now: MeshTime) -> Result<(), StoreError> {
-    let last: Option<(i64, Vec<u8>)> = sqlx::query_as("SELECT seq, hash FROM audit ORDER BY seq DESC LIMIT 1").fetch_optional(&mut *db).await?;
+    let last: Option<(i64, Vec<u8>)> = sqlx::query_as("SELECT seq, hash FROM audit ORDER BY seq DESC LIMIT 1")
+        .fetch_optional(&mut *db)
+        .await?;
     let table = Table("audit");
     let (seq, previous) = match last {
         Some((seq, hash)) => (table.number::<u64>(seq)?.saturating_add(1), table.hash(&hash)?),
@@ -49,7 +51,10 @@ impl Store {
             .await?;
         let leaves = rows.iter().map(|bytes| decode(bytes)).collect::<Result<Vec<Leaf>, _>>()?;
         let full = u32::try_from(leaves.len()).is_ok_and(|len| len == limit);
-        Ok(AuditPage { next: leaves.last().filter(|_| full).map(|leaf| leaf.seq), leaves })
+        Ok(AuditPage {
+            next: leaves.last().filter(|_| full).map(|leaf| leaf.seq),
+            leaves,
+        })
     }
 
     /// The position of the last leaf.
@@ -69,11 +74,12 @@ impl Store {
         let table = Table("audit");
         let (mut seq, mut previous) = (0_u64, [0; 32]);
         loop {
-            let rows: Vec<(i64, Vec<u8>, Vec<u8>)> = sqlx::query_as("SELECT seq, leaf, hash FROM audit WHERE seq > $1 ORDER BY seq LIMIT $2")
-                .bind(number(seq))
-                .bind(i64::from(MAX_PAGE))
-                .fetch_all(&self.0.readers)
-                .await?;
+            let rows: Vec<(i64, Vec<u8>, Vec<u8>)> =
+                sqlx::query_as("SELECT seq, leaf, hash FROM audit WHERE seq > $1 ORDER BY seq LIMIT $2")
+                    .bind(number(seq))
+                    .bind(i64::from(MAX_PAGE))
+                    .fetch_all(&self.0.readers)
+                    .await?;
             if rows.is_empty() {
                 return Ok(seq);
             }

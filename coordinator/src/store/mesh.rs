@@ -41,10 +41,21 @@ pub(super) async fn insert(pool: &SqlitePool, env: &Environment, mesh: NewMesh) 
     .execute(&mut *transaction)
     .await
     .map_err(StoreError::from)?;
-    log::append(&mut transaction, &Entry::done(Context::of(Actor::Local), Action::MeshInit, &[Object::Mesh]), now).await?;
+    log::append(
+        &mut transaction,
+        &Entry::done(Context::of(Actor::Local), Action::MeshInit, &[Object::Mesh]),
+        now,
+    )
+    .await?;
     let inventory = snapshot::load(&mut transaction, &Default::default()).await?;
     transaction.commit().await.map_err(StoreError::from)?;
-    inventory.ok_or_else(|| StoreError::Corrupt { table: "mesh", problem: "no row".into() }.into())
+    inventory.ok_or_else(|| {
+        StoreError::Corrupt {
+            table: "mesh",
+            problem: "no row".into(),
+        }
+        .into()
+    })
 }
 
 impl Store {
@@ -56,11 +67,17 @@ impl Store {
         let mut writing = self.begin(context, Scope::Owner).await?;
         if let Some(lease) = change.lease {
             check_lease(lease)?;
-            sqlx::query("UPDATE mesh SET lease_seconds = $1 WHERE id = 1").bind(number(lease.as_secs())).execute(writing.db()).await?;
+            sqlx::query("UPDATE mesh SET lease_seconds = $1 WHERE id = 1")
+                .bind(number(lease.as_secs()))
+                .execute(writing.db())
+                .await?;
         }
         if let Some(addresses) = change.addresses {
             check_addresses(&addresses)?;
-            sqlx::query("UPDATE mesh SET addresses = $1 WHERE id = 1").bind(to_json(&addresses)?).execute(writing.db()).await?;
+            sqlx::query("UPDATE mesh SET addresses = $1 WHERE id = 1")
+                .bind(to_json(&addresses)?)
+                .execute(writing.db())
+                .await?;
         }
         if let Some(overlay) = change.overlay {
             clear_range(writing.db()).await?;
@@ -78,9 +95,12 @@ impl Store {
 
 /// Forgets the addresses of vanished instances; refuses if there is any other.
 async fn clear_range(db: &mut SqliteConnection) -> Result<(), StoreError> {
-    let live: i64 = sqlx::query_scalar("SELECT count(*) FROM instance WHERE gone_at IS NULL").fetch_one(&mut *db).await?;
+    let live: i64 = sqlx::query_scalar("SELECT count(*) FROM instance WHERE gone_at IS NULL")
+        .fetch_one(&mut *db)
+        .await?;
     if live > 0 {
-        let why = format!("cannot change while {live} instances have addresses of the present one: apply a policy without components first");
+        let why =
+            format!("cannot change while {live} instances have addresses of the present one: apply a policy without components first");
         return Err(StoreError::Invalid { what: "overlay", why });
     }
     sqlx::query("DELETE FROM instance").execute(db).await?;
@@ -91,7 +111,10 @@ fn check_lease(lease: Duration) -> Result<(), StoreError> {
     if LEASE_BOUNDS.contains(&lease) {
         Ok(())
     } else {
-        Err(StoreError::Invalid { what: "lease", why: "must be between 5 minutes and 90 days".into() })
+        Err(StoreError::Invalid {
+            what: "lease",
+            why: "must be between 5 minutes and 90 days".into(),
+        })
     }
 }
 
@@ -100,6 +123,9 @@ fn check_addresses(addresses: &[CoordinatorAddress]) -> Result<(), StoreError> {
     if (1..=MAX_ADDRESSES).contains(&addresses.len()) && addresses.iter().all(good) {
         Ok(())
     } else {
-        Err(StoreError::Invalid { what: "addresses", why: format!("must be 1 to {MAX_ADDRESSES} of the form host:port") })
+        Err(StoreError::Invalid {
+            what: "addresses",
+            why: format!("must be 1 to {MAX_ADDRESSES} of the form host:port"),
+        })
     }
 }

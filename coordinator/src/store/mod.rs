@@ -83,7 +83,9 @@ impl Store {
     pub async fn open(path: &Path, env: Environment) -> Result<Self, OpenError> {
         let pools = db::open(path).await?;
         let Some(inventory) = snapshot::load_first(&pools.writer).await? else {
-            return Err(OpenError::Unfinished { path: path.display().to_string() });
+            return Err(OpenError::Unfinished {
+                path: path.display().to_string(),
+            });
         };
         Ok(Self::with(pools, env, inventory))
     }

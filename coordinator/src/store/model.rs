@@ -275,4 +275,3 @@ pub struct AuditPage {
     /// What to ask with for the next page; none at the end.
     pub next: Option<u64>,
 }
-

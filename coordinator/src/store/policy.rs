@@ -27,7 +27,10 @@ impl Store {
     /// [`StoreError::Refused`] if the mesh may not look like that.
     pub async fn put_policy(&self, context: Context, write: PolicyWrite, if_match: IfMatch) -> Result<PolicyWritten, StoreError> {
         if write.text.len() > MAX_POLICY_BYTES {
-            return Err(StoreError::Invalid { what: "policy", why: "is longer than 4 MiB".into() });
+            return Err(StoreError::Invalid {
+                what: "policy",
+                why: "is longer than 4 MiB".into(),
+            });
         }
         let mut change = self.begin(context, Scope::Policy).await?;
         let current = current(change.db()).await?;
@@ -53,7 +56,9 @@ impl Store {
             .execute(change.db())
             .await?;
         let digest = Object::Digest(Sha256::digest(&write.text).into());
-        let revision = change.finish(Reach::Inventory, Action::PolicyApply, &[Object::Policy(version), digest]).await?;
+        let revision = change
+            .finish(Reach::Inventory, Action::PolicyApply, &[Object::Policy(version), digest])
+            .await?;
         Ok(PolicyWritten { version, revision })
     }
 

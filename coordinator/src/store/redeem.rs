@@ -26,7 +26,7 @@ use crate::inventory::Host;
 const REPEATABLE: Duration = Duration::from_secs(600);
 
 /// Most hosts in one mesh (DESIGN 5.13).
-pub const MAX_HOSTS: u64 = 10_000;
+pub(super) const MAX_HOSTS: u64 = 10_000;
 
 /// How often a made-up name is drawn before the pattern counts as exhausted: 32^6 names stand against 10,000 hosts.
 const NAME_DRAWS: usize = 16;
@@ -80,19 +80,31 @@ impl Store {
     /// [`StoreError::Database`].
     pub async fn record_refusal(&self, token: TokenId, source: IpAddr, cause: Cause) -> Result<(), StoreError> {
         tracing::info!(%token, %cause, "a join was refused");
-        let Some(suppressed) = self.0.refusals.take(self.now()) else { return Ok(()) };
+        let Some(suppressed) = self.0.refusals.take(self.now()) else {
+            return Ok(());
+        };
         let mut objects = vec![Object::Token(token), Object::Source(source)];
         if suppressed > 0 {
             objects.push(Object::Suppressed(suppressed));
         }
         let context = Context::of(Actor::Joiner(token));
         let change = self.begin_unjudged(context).await?;
-        change.finish_refused(Entry { context, action: Action::HostJoin, objects, refused: Some(cause) }).await
+        change
+            .finish_refused(Entry {
+                context,
+                action: Action::HostJoin,
+                objects,
+                refused: Some(cause),
+            })
+            .await
     }
 
     async fn join(&self, mut change: Change, attempt: &Redemption, token: TokenRow) -> Result<Redeemed, RedeemError> {
         let rule: NameRule = Table("token").parse(&token.name_rule)?;
-        let name = self.free_name(change.db(), &rule).await?.ok_or(RedeemError::Denied(Cause::NameTaken))?;
+        let name = self
+            .free_name(change.db(), &rule)
+            .await?
+            .ok_or(RedeemError::Denied(Cause::NameTaken))?;
         let host = Host {
             id: HostId(self.0.env.random().map_err(StoreError::from)?),
             name,
@@ -116,7 +128,10 @@ impl Store {
 
     fn redeemed(&self, host: Arc<Host>, repeated: bool) -> Redeemed {
         let inventory = self.inventory();
-        let instances = inventory.instances_on(host.id).map(|(component, pair)| (component.clone(), pair)).collect();
+        let instances = inventory
+            .instances_on(host.id)
+            .map(|(component, pair)| (component.clone(), pair))
+            .collect();
         Redeemed { host, repeated, instances }
     }
 
@@ -150,7 +165,9 @@ async fn judge(change: &mut Change, attempt: &Redemption) -> Result<Verdict, Sto
         .bind(attempt.token.to_string())
         .fetch_optional(change.db())
         .await?;
-    let Some(token) = token else { return Ok(Verdict::Deny(Cause::Unknown)) };
+    let Some(token) = token else {
+        return Ok(Verdict::Deny(Cause::Unknown));
+    };
     if !attempt.secret.matches(&table.hash(&token.secret_hash)?) {
         return Ok(Verdict::Deny(Cause::WrongSecret));
     }
@@ -171,7 +188,9 @@ async fn judge(change: &mut Change, attempt: &Redemption) -> Result<Verdict, Sto
     {
         return Ok(Verdict::Deny(Cause::Source));
     }
-    let hosts: i64 = sqlx::query_scalar("SELECT count(*) FROM host WHERE revoked_at IS NULL").fetch_one(change.db()).await?;
+    let hosts: i64 = sqlx::query_scalar("SELECT count(*) FROM host WHERE revoked_at IS NULL")
+        .fetch_one(change.db())
+        .await?;
     if hosts >= number(MAX_HOSTS) {
         return Ok(Verdict::Deny(Cause::HostLimit));
     }
@@ -194,11 +213,12 @@ async fn earlier_join(change: &mut Change, attempt: &Redemption) -> Result<Optio
     {
         return Ok(Some(Verdict::Repeat(table.parse(&id)?)));
     }
-    let known: i64 = sqlx::query_scalar("SELECT count(*) FROM host_key WHERE (kind = 'wg' AND key = $1) OR (kind = 'identity' AND key = $2)")
-        .bind(attempt.wg_key.to_string())
-        .bind(attempt.identity.to_string())
-        .fetch_one(change.db())
-        .await?;
+    let known: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM host_key WHERE (kind = 'wg' AND key = $1) OR (kind = 'identity' AND key = $2)")
+            .bind(attempt.wg_key.to_string())
+            .bind(attempt.identity.to_string())
+            .fetch_one(change.db())
+            .await?;
     Ok((known > 0).then_some(Verdict::Deny(Cause::KeyKnown)))
 }
 
@@ -218,8 +238,14 @@ async fn used_up(change: &mut Change, token: &TokenRow) -> Result<Verdict, Store
 }
 
 async fn contest(mut change: Change, host: HostId) -> Result<(), StoreError> {
-    sqlx::query("UPDATE host SET contested = 1 WHERE id = $1").bind(host.to_string()).execute(change.db()).await?;
-    change.finish(Reach::Inventory, Action::HostContest, &[Object::Host(host)]).await.map(|_| ())
+    sqlx::query("UPDATE host SET contested = 1 WHERE id = $1")
+        .bind(host.to_string())
+        .execute(change.db())
+        .await?;
+    change
+        .finish(Reach::Inventory, Action::HostContest, &[Object::Host(host)])
+        .await
+        .map(|_| ())
 }
 
 async fn consume(db: &mut SqliteConnection, token: &TokenRow) -> Result<(), RedeemError> {
@@ -228,7 +254,11 @@ async fn consume(db: &mut SqliteConnection, token: &TokenRow) -> Result<(), Rede
         .execute(db)
         .await
         .map_err(StoreError::from)?;
-    if consumed.rows_affected() == 1 { Ok(()) } else { Err(RedeemError::Denied(Cause::Used)) }
+    if consumed.rows_affected() == 1 {
+        Ok(())
+    } else {
+        Err(RedeemError::Denied(Cause::Used))
+    }
 }
 
 async fn insert(db: &mut SqliteConnection, host: &Host, token: &TokenRow) -> Result<(), StoreError> {

@@ -25,12 +25,16 @@ pub(super) struct Table(pub(super) &'static str);
 
 impl Table {
     pub(super) fn corrupt(self, problem: impl Display) -> StoreError {
-        StoreError::Corrupt { table: self.0, problem: problem.to_string() }
+        StoreError::Corrupt {
+            table: self.0,
+            problem: problem.to_string(),
+        }
     }
 
     /// A value from its text form.
     pub(super) fn parse<T: FromStr<Err: Display>>(self, text: &str) -> Result<T, StoreError> {
-        text.parse().map_err(|error| self.corrupt(format_args!("an unreadable value ({error})")))
+        text.parse()
+            .map_err(|error| self.corrupt(format_args!("an unreadable value ({error})")))
     }
 
     pub(super) fn json<T: DeserializeOwned>(self, text: &str) -> Result<T, StoreError> {
@@ -52,5 +56,8 @@ impl Table {
 
 /// A value's JSON, as the database keeps sets and lists.
 pub(super) fn to_json(value: &impl Serialize) -> Result<String, StoreError> {
-    serde_json::to_string(value).map_err(|error| StoreError::Invalid { what: "value", why: format!("cannot be kept ({error})") })
+    serde_json::to_string(value).map_err(|error| StoreError::Invalid {
+        what: "value",
+        why: format!("cannot be kept ({error})"),
+    })
 }

@@ -23,15 +23,23 @@ pub(super) async fn load_first(pool: &SqlitePool) -> Result<Option<Inventory>, S
 /// The inventory as this transaction sees it. Keys of hosts that are `known` are not parsed again: checking a key costs more than all the
 /// rest of its row.
 pub(super) async fn load(db: &mut SqliteConnection, known: &Hosts) -> Result<Option<Inventory>, StoreError> {
-    let Some(mesh) = sqlx::query_as::<_, MeshRow>("SELECT * FROM mesh WHERE id = 1").fetch_optional(&mut *db).await? else {
+    let Some(mesh) = sqlx::query_as::<_, MeshRow>("SELECT * FROM mesh WHERE id = 1")
+        .fetch_optional(&mut *db)
+        .await?
+    else {
         return Ok(None);
     };
-    let policy = sqlx::query_as::<_, PolicyRow>("SELECT * FROM policy ORDER BY version DESC LIMIT 1").fetch_optional(&mut *db).await?;
+    let policy = sqlx::query_as::<_, PolicyRow>("SELECT * FROM policy ORDER BY version DESC LIMIT 1")
+        .fetch_optional(&mut *db)
+        .await?;
     let overlay = mesh.overlay()?;
     let table = Table("mesh");
     Ok(Some(Inventory {
         mesh: table.parse(&mesh.mesh)?,
-        version: Version { generation: table.number(mesh.generation)?, revision: table.number(mesh.revision)? },
+        version: Version {
+            generation: table.number(mesh.generation)?,
+            revision: table.number(mesh.revision)?,
+        },
         content_revision: table.number(mesh.content_revision)?,
         overlay,
         lease: Duration::from_secs(table.number(mesh.lease_seconds)?),
@@ -118,7 +126,9 @@ impl HostRow {
 
 async fn hosts(db: &mut SqliteConnection, known: &Hosts) -> Result<Hosts, StoreError> {
     let mut labels = labels(db).await?;
-    let rows = sqlx::query_as::<_, HostRow>("SELECT * FROM host WHERE revoked_at IS NULL").fetch_all(db).await?;
+    let rows = sqlx::query_as::<_, HostRow>("SELECT * FROM host WHERE revoked_at IS NULL")
+        .fetch_all(db)
+        .await?;
     let hosts = rows.into_iter().map(|row| {
         let id = Table("host").parse(&row.id)?;
         let host = row.read(labels.remove(&id).unwrap_or_default(), known.get(&id).map(|known| &**known))?;
@@ -133,19 +143,28 @@ pub(super) async fn labels(db: &mut SqliteConnection) -> Result<BTreeMap<HostId,
     let rows: Vec<(String, String, String)> = sqlx::query_as("SELECT host, key, value FROM host_label").fetch_all(db).await?;
     let mut labels = BTreeMap::<HostId, LabelSet>::new();
     for (host, key, value) in rows {
-        labels.entry(table.parse(&host)?).or_default().insert(table.parse(&key)?, table.parse(&value)?);
+        labels
+            .entry(table.parse(&host)?)
+            .or_default()
+            .insert(table.parse(&key)?, table.parse(&value)?);
     }
     Ok(labels)
 }
 
 async fn instances(db: &mut SqliteConnection, overlay: OverlayRange) -> Result<Instances, StoreError> {
     let table = Table("instance");
-    let rows: Vec<(String, String, i64)> =
-        sqlx::query_as("SELECT component, host, slot FROM instance WHERE gone_at IS NULL").fetch_all(db).await?;
+    let rows: Vec<(String, String, i64)> = sqlx::query_as("SELECT component, host, slot FROM instance WHERE gone_at IS NULL")
+        .fetch_all(db)
+        .await?;
     let mut instances = Instances::new();
     for (component, host, slot) in rows {
-        let pair = overlay.nth(table.number(slot)?).ok_or_else(|| table.corrupt(format_args!("slot {slot} beyond the range")))?;
-        instances.entry(table.parse(&component)?).or_default().insert(table.parse(&host)?, pair);
+        let pair = overlay
+            .nth(table.number(slot)?)
+            .ok_or_else(|| table.corrupt(format_args!("slot {slot} beyond the range")))?;
+        instances
+            .entry(table.parse(&component)?)
+            .or_default()
+            .insert(table.parse(&host)?, pair);
     }
     Ok(instances)
 }

@@ -30,13 +30,22 @@ pub(crate) fn new_mesh() -> Result<NewMesh, Box<dyn Error>> {
         mesh: MeshId([7; 16]),
         overlay: OverlayRange::new([10, 77, 0, 0].into(), 16, "fd12:3456:789a::".parse()?)?,
         lease: Duration::from_secs(86_400),
-        addresses: vec![CoordinatorAddress { address: "192.0.2.1:7443".into(), not_before: START }],
+        addresses: vec![CoordinatorAddress {
+            address: "192.0.2.1:7443".into(),
+            not_before: START,
+        }],
     })
 }
 
 pub(crate) fn environment() -> (Environment, ManualClock) {
     let clock = ManualClock::starting_at(START);
-    (Environment { clock: Arc::new(clock.clone()), entropy: Arc::new(SystemEntropy) }, clock)
+    (
+        Environment {
+            clock: Arc::new(clock.clone()),
+            entropy: Arc::new(SystemEntropy),
+        },
+        clock,
+    )
 }
 
 pub(crate) async fn in_memory() -> Result<(Store, ManualClock), Box<dyn Error>> {
@@ -55,7 +64,13 @@ pub(crate) async fn reopen(path: &Path) -> Result<Store, OpenError> {
 
 /// A token for one host, an hour long.
 pub(crate) fn spec(name: &str) -> Result<TokenSpec, Box<dyn Error>> {
-    Ok(TokenSpec { uses: 1, lifetime: Duration::from_secs(3600), name: name.parse()?, labels: LabelSet::new(), source: None })
+    Ok(TokenSpec {
+        uses: 1,
+        lifetime: Duration::from_secs(3600),
+        name: name.parse()?,
+        labels: LabelSet::new(),
+        source: None,
+    })
 }
 
 /// The attempt of the machine number `machine` to join by `token`.
@@ -79,7 +94,13 @@ pub(crate) async fn joined(store: &Store, name: &str, machine: u8) -> Result<Hos
 pub(crate) fn policy(placements: &[(&str, &[&str])]) -> Result<PolicyWrite, Box<dyn Error>> {
     let placements = placements.iter().map(|(component, hosts)| {
         let on = hosts.iter().map(|host| Ok(On::Name(host.parse()?)));
-        Ok::<_, Box<dyn Error>>(Placement { component: component.parse()?, on: on.collect::<Result<_, Box<dyn Error>>>()? })
+        Ok::<_, Box<dyn Error>>(Placement {
+            component: component.parse()?,
+            on: on.collect::<Result<_, Box<dyn Error>>>()?,
+        })
     });
-    Ok(PolicyWrite { text: "version: 1".into(), placements: placements.collect::<Result<_, _>>()? })
+    Ok(PolicyWrite {
+        text: "version: 1".into(),
+        placements: placements.collect::<Result<_, _>>()?,
+    })
 }

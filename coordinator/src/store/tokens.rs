@@ -19,10 +19,10 @@ use crate::credential::Scope;
 use crate::enrollment::token::NameRule;
 
 /// Most hosts that may join by one token.
-pub const MAX_USES: u32 = 100;
+pub(super) const MAX_USES: u32 = 100;
 
 /// Longest life of a token.
-pub const MAX_LIFETIME: Duration = Duration::from_secs(30 * 86_400);
+pub(super) const MAX_LIFETIME: Duration = Duration::from_secs(30 * 86_400);
 
 /// How long tokens that can do nothing any more stay in the list, counted from their end.
 const LISTED_SECONDS: i64 = 30 * 86_400;
@@ -52,7 +52,10 @@ impl Store {
         if let NameRule::Exact(name) = &spec.name
             && let Some(holder) = holder_of(change.db(), name).await?
         {
-            return Err(StoreError::NameTaken { name: name.clone(), holder });
+            return Err(StoreError::NameTaken {
+                name: name.clone(),
+                holder,
+            });
         }
         let (id, secret) = (TokenId(self.0.env.random()?), Secret32::from_bytes(self.0.env.random()?));
         let expires = change.now.plus(spec.lifetime);
@@ -108,7 +111,10 @@ impl Store {
         if revoked.rows_affected() == 0 {
             return Err(StoreError::NotFound("token that could be revoked"));
         }
-        change.finish(Reach::Revision, Action::TokenRevoke, &[Object::Token(id)]).await.map(|_| ())
+        change
+            .finish(Reach::Revision, Action::TokenRevoke, &[Object::Token(id)])
+            .await
+            .map(|_| ())
     }
 }
 
@@ -138,7 +144,10 @@ fn check(spec: &TokenSpec) -> Result<(), StoreError> {
         return invalid("lifetime", "must be between a second and 30 days".into());
     }
     if spec.uses > 1 && matches!(spec.name, NameRule::Exact(_)) {
-        return invalid("name", "names one host, but the token has several uses: write a pattern like db-*".into());
+        return invalid(
+            "name",
+            "names one host, but the token has several uses: write a pattern like db-*".into(),
+        );
     }
     check_labels(&spec.labels)
 }
@@ -146,11 +155,15 @@ fn check(spec: &TokenSpec) -> Result<(), StoreError> {
 /// Who joined by which token.
 async fn redeemed(db: &mut SqliteConnection) -> Result<BTreeMap<TokenId, Vec<(HostId, MeshTime)>>, StoreError> {
     let table = Table("host");
-    let rows: Vec<(String, String, i64)> =
-        sqlx::query_as("SELECT token, id, enrolled_at FROM host ORDER BY enrolled_at, id").fetch_all(db).await?;
+    let rows: Vec<(String, String, i64)> = sqlx::query_as("SELECT token, id, enrolled_at FROM host ORDER BY enrolled_at, id")
+        .fetch_all(db)
+        .await?;
     let mut redeemed = BTreeMap::<_, Vec<_>>::new();
     for (token, host, at) in rows {
-        redeemed.entry(table.parse(&token)?).or_default().push((table.parse(&host)?, table.time(at)?));
+        redeemed
+            .entry(table.parse(&token)?)
+            .or_default()
+            .push((table.parse(&host)?, table.time(at)?));
     }
     Ok(redeemed)
 }

@@ -1,6 +1,35 @@
-//! The trust roots, certificates by role, and who a chain speaks for.
+//! Whom the mesh trusts, from the coordinator's side: the keys that only it has ([`Roots`]), the certificates that they sign (`issue`),
+//! and who a certificate chain speaks for (`verify`). Nothing of it is in the database.
 //!
-//! Interface (files follow): `Trust::load(dir)`, `trust.root_pin() -> [u8; 32]`, `trust.view_key() -> &SigningKey`,
-//! `trust.issue_host(host, &IdentityKey, now) -> HostCertificate { chain, serial, not_after }`,
-//! `trust.issue_coordinator(now) -> CertifiedKey`, `verify::PeerVerifier` (rustls `ClientCertVerifier`: chains of the host issuer, and
-//! self-signed identity keys for joins and renewals) and `verify::peer(chain, &trust, now) -> Peer::{Host { id, serial, key }, Key(IdentityKey)}`.
+//! Two authorities under one root, one for each role: a host's certificate cannot stand where a coordinator's is asked for, because its
+//! issuer, its usage and its URI are all of the other kind. Of a certificate request nothing is taken but its key.
+
+mod issue;
+mod roots;
+mod server;
+mod verify;
+
+pub use issue::{HOST_LIFETIME, HostCertificate, IssueError};
+pub use roots::{Roots, RootsError};
+pub use server::{ServerError, ServerIdentity, server_config};
+pub use verify::{HostVerifier, LinkedHost, VerifyError};
+
+use cloison_proto::key::{IdentityKey, KeyError};
+
+/// SEQUENCE { SEQUENCE { OID 1.3.101.112 }, BIT STRING }: all that stands before an Ed25519 key in a SubjectPublicKeyInfo (RFC 8410
+/// section 4).
+const SPKI_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
+
+/// A key as the SubjectPublicKeyInfo of a certificate.
+fn to_spki(key: &IdentityKey) -> Vec<u8> {
+    [&SPKI_PREFIX[..], key.as_bytes()].concat()
+}
+
+/// The key of a SubjectPublicKeyInfo.
+fn from_spki(der: &[u8]) -> Result<IdentityKey, KeyError> {
+    let bytes = der
+        .strip_prefix(&SPKI_PREFIX[..])
+        .and_then(|key| key.try_into().ok())
+        .ok_or(KeyError::NotAPoint)?;
+    IdentityKey::from_bytes(bytes)
+}
