@@ -1,0 +1,177 @@
+//! `/v1/explain`: the compiled tables' answer, with what people wrote about the rules and how the hosts do.
+
+#![expect(
+    unused_qualifications,
+    reason = "the macro that describes an endpoint names its parameters by a longer path"
+)]
+
+use std::collections::BTreeMap;
+
+use axum::Json;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
+use cloison_proto::api::{End, EndState, Explanation, PairExplanation, Problem, ProblemCode, RuleSummary};
+use cloison_proto::id::HostId;
+use cloison_proto::label::ComponentName;
+use cloison_proto::policy::What;
+use cloison_proto::verdict::DropReason;
+use serde::Deserialize;
+use utoipa::IntoParams;
+
+use super::ApiState;
+use super::error::ApiError;
+use super::permit::{Permit, Read};
+use crate::policy::Plan;
+use crate::policy::explain::{self, EndVerdict, HostState, InstanceRef, PairAnswer, PortAnswer, Question};
+
+/// What is asked.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Ask {
+    /// The component that begins.
+    from: String,
+    /// The component that is reached, and on what: `postgres:sql`, `postgres:tcp/5432`, `postgres:icmp` or `postgres:*`.
+    to: String,
+}
+
+/// Whether one component may reach another, by which rule, and whether it works right now.
+#[utoipa::path(get, path = "/v1/explain", tag = "policy", params(Ask),
+    responses((status = 200, body = Explanation), (status = 404, body = Problem), (status = 422, body = Problem)))]
+pub(super) async fn explain(
+    _: Permit<Read>,
+    State(state): State<ApiState>,
+    ask: Result<Query<Ask>, QueryRejection>,
+) -> Result<Json<Explanation>, ApiError> {
+    let question = question(&ask?.0)?;
+    let inventory = state.store.inventory();
+    let policy = super::policy::in_force(&inventory)?.ok_or_else(|| {
+        let problem = Problem::new(ProblemCode::NotFound, "no policy was applied yet: nothing is allowed");
+        problem.hint("`cloison policy apply FILE` puts one into force")
+    })?;
+    let plan = Plan::new(policy, inventory)?;
+    let answer = explain::explain(&plan, &question, state.store.now(), &*state.live)?;
+    Ok(Json(rendered(question, &answer)))
+}
+
+fn question(ask: &Ask) -> Result<Question, ApiError> {
+    let hint = "write a component and what of it: postgres:sql, postgres:tcp/5432, postgres:icmp or postgres:*";
+    let name = |text: &str| {
+        text.parse::<ComponentName>()
+            .map_err(|e| ApiError::invalid(format!("a component's name: {e}"), hint))
+    };
+    let (to, what) = ask
+        .to
+        .split_once(':')
+        .ok_or_else(|| ApiError::invalid("the target says nothing behind the component", hint))?;
+    let what = match what {
+        "*" => What::AllServices,
+        text if text == "icmp" || text.contains('/') => What::Ports(text.parse().map_err(|e| ApiError::invalid(format!("{e}"), hint))?),
+        text => What::Service(
+            text.parse()
+                .map_err(|e| ApiError::invalid(format!("a service's name: {e}"), hint))?,
+        ),
+    };
+    Ok(Question {
+        from: name(&ask.from)?,
+        to: name(to)?,
+        what,
+    })
+}
+
+fn rendered(question: Question, answer: &explain::Explanation) -> Explanation {
+    let reason = answer.pairs.iter().flat_map(|pair| &pair.answers).find_map(denied);
+    let rules = answer.rules.iter().map(|(id, note)| RuleSummary {
+        id: *id,
+        text: note.arrow.clone(),
+        why: note.why.as_ref().map(|n| n.as_str().to_owned()),
+        owner: note.owner.as_ref().map(|n| n.as_str().to_owned()),
+        expires: note.expires,
+    });
+    let pairs = answer
+        .pairs
+        .iter()
+        .filter_map(|pair| rendered_pair(&question, answer, pair))
+        .collect();
+    let notes = notes(&question, answer);
+    Explanation {
+        from: question.from,
+        to: question.to,
+        ports: answer.ports.clone(),
+        allowed: !answer.pairs.is_empty() && answer.pairs.iter().all(PairAnswer::is_allowed),
+        reason: if answer.pairs.is_empty() {
+            Some(DropReason::UnknownDestination)
+        } else {
+            reason
+        },
+        rules: rules.collect(),
+        pairs,
+        notes,
+    }
+}
+
+fn denied(answer: &PortAnswer) -> Option<DropReason> {
+    [answer.sender, answer.receiver].into_iter().find_map(|end| match end {
+        EndVerdict::Denied(reason) => Some(reason),
+        EndVerdict::Allowed { .. } => None,
+    })
+}
+
+fn rendered_pair(question: &Question, answer: &explain::Explanation, pair: &PairAnswer) -> Option<PairExplanation> {
+    let from = end(&answer.hosts, &question.from, &pair.from, pair.answers.iter().map(|a| a.sender))?;
+    let to = end(&answer.hosts, &question.to, &pair.to, pair.answers.iter().map(|a| a.receiver))?;
+    let allowed = pair.is_allowed();
+    let works = allowed && from.state == EndState::Applied && to.state == EndState::Applied;
+    Some(PairExplanation { from, to, allowed, works })
+}
+
+fn end(
+    hosts: &BTreeMap<HostId, HostState>,
+    component: &ComponentName,
+    at: &InstanceRef,
+    verdicts: impl Iterator<Item = EndVerdict>,
+) -> Option<End> {
+    let host = hosts.get(&at.host)?;
+    let mut denied = verdicts.filter_map(|v| match v {
+        EndVerdict::Denied(reason) => Some(reason.to_string()),
+        EndVerdict::Allowed { .. } => None,
+    });
+    let state = match (host.live.linked, host.live.applied) {
+        _ if host.live.unenforced.contains_key(component) => EndState::Unenforced,
+        (false, _) => EndState::Offline,
+        (true, false) => EndState::Pending,
+        (true, true) => EndState::Applied,
+    };
+    let verdict = denied.next().unwrap_or_else(|| "allowed".into());
+    Some(End {
+        host: host.name.clone(),
+        v4: at.addresses.v4,
+        v6: at.addresses.v6,
+        verdict,
+        state,
+    })
+}
+
+/// What the tables cannot say: who runs nowhere, what cannot be enforced, what was left out.
+fn notes(question: &Question, answer: &explain::Explanation) -> Vec<String> {
+    let mut notes = Vec::new();
+    if answer.pairs.is_empty() {
+        notes.push(format!(
+            "{} or {} runs on no host: no instance, no packet",
+            question.from, question.to
+        ));
+    }
+    for host in answer.hosts.values() {
+        for component in [&question.from, &question.to] {
+            notes.extend(
+                host.live
+                    .unenforced
+                    .get(component)
+                    .map(|why| format!("{} cannot enforce {component}: {why}", host.name)),
+            );
+        }
+    }
+    if answer.unlisted > 0 {
+        notes.push(format!("{} more pairs of instances are not listed", answer.unlisted));
+    }
+    notes
+}

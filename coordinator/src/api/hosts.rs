@@ -1,0 +1,152 @@
+//! `/v1/hosts` and `/v1/components`.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::rejection::{JsonRejection, PathRejection};
+use axum::extract::{Path, State};
+use cloison_proto::api::{ComponentList, ComponentSummary, HostList, HostSummary, InstanceSummary, LabelRequest, Problem};
+use cloison_proto::id::HostId;
+use cloison_proto::label::{ComponentName, HostName};
+use cloison_proto::net::AddressPair;
+use cloison_proto::version::Version;
+
+use super::ApiState;
+use super::error::ApiError;
+use super::permit::{Operate, Permit, Read};
+use crate::inventory::Inventory;
+use crate::policy::explain::HostLive;
+use crate::store::{HostRecord, LabelChange};
+
+/// All hosts, revoked ones too.
+#[utoipa::path(get, path = "/v1/hosts", tag = "hosts", responses((status = 200, body = HostList), (status = 401, body = Problem)))]
+pub(super) async fn list(_: Permit<Read>, State(state): State<ApiState>) -> Result<Json<HostList>, ApiError> {
+    let inventory = state.store.inventory();
+    let records = state.store.list_hosts(true).await?;
+    let mut hosts: Vec<_> = records.iter().map(|record| summary(&state, &inventory, record)).collect();
+    hosts.sort_by(|a, b| (&a.name, a.id).cmp(&(&b.name, b.id)));
+    Ok(Json(HostList { hosts }))
+}
+
+/// One host, by name or id.
+#[utoipa::path(get, path = "/v1/hosts/{host}", tag = "hosts", params(("host" = String, Path, description = "Name or id")),
+    responses((status = 200, body = HostSummary), (status = 404, body = Problem)))]
+pub(super) async fn show(
+    _: Permit<Read>,
+    State(state): State<ApiState>,
+    path: Result<Path<String>, PathRejection>,
+) -> Result<Json<HostSummary>, ApiError> {
+    let id = find(&state, &path?.0).await?;
+    answer(&state, id).await
+}
+
+/// Sets and removes labels of a host.
+#[utoipa::path(post, path = "/v1/hosts/{host}/labels", tag = "hosts", params(("host" = String, Path, description = "Name or id")),
+    request_body = LabelRequest, responses((status = 200, body = HostSummary), (status = 404, body = Problem), (status = 409, body = Problem)))]
+pub(super) async fn label(
+    permit: Permit<Operate>,
+    State(state): State<ApiState>,
+    path: Result<Path<String>, PathRejection>,
+    body: Result<Json<LabelRequest>, JsonRejection>,
+) -> Result<Json<HostSummary>, ApiError> {
+    let Json(LabelRequest { set, remove }) = body?;
+    let id = find(&state, &path?.0).await?;
+    state.store.label_host(permit.context(), id, LabelChange { set, remove }).await?;
+    answer(&state, id).await
+}
+
+/// Revokes a host, for good: its flows are cut, its keys never come back.
+#[utoipa::path(post, path = "/v1/hosts/{host}/revoke", tag = "hosts", params(("host" = String, Path, description = "Name or id")),
+    responses((status = 200, body = HostSummary), (status = 404, body = Problem)))]
+pub(super) async fn revoke(
+    permit: Permit<Operate>,
+    State(state): State<ApiState>,
+    path: Result<Path<String>, PathRejection>,
+) -> Result<Json<HostSummary>, ApiError> {
+    let id = find(&state, &path?.0).await?;
+    state.store.revoke_host(permit.context(), id).await?;
+    answer(&state, id).await
+}
+
+/// All components of the policy in force, with their instances.
+#[utoipa::path(get, path = "/v1/components", tag = "hosts", responses((status = 200, body = ComponentList)))]
+pub(super) async fn components(_: Permit<Read>, State(state): State<ApiState>) -> Result<Json<ComponentList>, ApiError> {
+    let inventory = state.store.inventory();
+    let policy = super::policy::in_force(&inventory)?;
+    let components = policy.iter().flat_map(|policy| policy.components());
+    let components = components.map(|(name, component)| ComponentSummary {
+        name: name.clone(),
+        attach: component.attach.clone(),
+        labels: component.labels.clone(),
+        services: component.services.clone(),
+        instances: instances_of(&state, &inventory, name),
+    });
+    Ok(Json(ComponentList {
+        components: components.collect(),
+    }))
+}
+
+fn instances_of(state: &ApiState, inventory: &Inventory, name: &ComponentName) -> Vec<InstanceSummary> {
+    let on = inventory.instances.get(name).into_iter().flatten();
+    let known = on.filter_map(|(id, pair)| Some((inventory.hosts.get(id)?, *pair)));
+    known
+        .map(|(host, pair)| instance(name, &host.name, pair, &state.live.live(host.id)))
+        .collect()
+}
+
+/// The host of this id, or the host that is not revoked of this name.
+async fn find(state: &ApiState, text: &str) -> Result<HostId, ApiError> {
+    if let Ok(id) = text.parse::<HostId>() {
+        return Ok(state.store.host(id).await?.host.id);
+    }
+    let name: HostName = text.parse().map_err(|_| ApiError::not_found("host"))?;
+    state
+        .store
+        .inventory()
+        .host_named(&name)
+        .map(|host| host.id)
+        .ok_or_else(|| ApiError::not_found("host"))
+}
+
+async fn answer(state: &ApiState, id: HostId) -> Result<Json<HostSummary>, ApiError> {
+    let record = state.store.host(id).await?;
+    Ok(Json(summary(state, &state.store.inventory(), &record)))
+}
+
+fn summary(state: &ApiState, inventory: &Arc<Inventory>, record: &HostRecord) -> HostSummary {
+    let (host, live) = (&record.host, state.live.live(record.host.id));
+    let version = record.view.map(|mark| Version {
+        generation: inventory.version.generation,
+        revision: mark.revision,
+    });
+    HostSummary {
+        id: host.id,
+        name: host.name.clone(),
+        labels: host.labels.clone(),
+        wg_key: host.wg_key,
+        enrolled_at: host.enrolled_at,
+        last_seen: record.last_seen,
+        revoked_at: record.revoked_at,
+        linked: live.linked,
+        applied: live.applied && record.revoked_at.is_none(),
+        version,
+        contested: host.contested,
+        cloned: state.live.is_cloned(host.id),
+        endpoints: state.live.endpoints(host.id),
+        instances: inventory
+            .instances_on(host.id)
+            .map(|(component, pair)| instance(component, &host.name, pair, &live))
+            .collect(),
+    }
+}
+
+fn instance(component: &ComponentName, host: &HostName, pair: AddressPair, live: &HostLive) -> InstanceSummary {
+    let unenforced = live.unenforced.get(component).cloned();
+    InstanceSummary {
+        component: component.clone(),
+        host: host.clone(),
+        v4: pair.v4,
+        v6: pair.v6,
+        unenforced,
+    }
+}

@@ -1,0 +1,21 @@
+//! What the API asks of the publisher: how hosts do right now.
+
+use cloison_proto::id::HostId;
+use cloison_proto::version::Version;
+
+use crate::policy::explain::LiveState;
+
+/// Who knows how hosts do.
+pub trait Live: LiveState + Send + Sync {
+    /// The state that was compiled and offered last: what `applied` is measured against.
+    fn published(&self) -> Version;
+
+    /// Why the host refused the view offered last, if it did.
+    fn refusal(&self, host: HostId) -> Option<String>;
+
+    /// Where the host may be reached, in the order of trying.
+    fn endpoints(&self, host: HostId) -> Vec<String>;
+
+    /// Whether two machines use the host's keys.
+    fn is_cloned(&self, host: HostId) -> bool;
+}
