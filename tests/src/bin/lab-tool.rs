@@ -15,6 +15,7 @@ use std::time::{Duration, Instant, SystemTime};
 use clap::{Parser, Subcommand};
 use cloison_tests::lab::cleanup;
 use serde_json::{Value, json};
+use socket2::{Domain, Socket, Type};
 
 /// Bytes of one message of a stream.
 const MESSAGE_LEN: usize = 64;
@@ -42,6 +43,9 @@ enum What {
         /// Sends one message, waits for its echo, and then only reads.
         #[arg(long)]
         idle: bool,
+        /// The source address to bind; the kernel's choice by default.
+        #[arg(long)]
+        from: Option<IpAddr>,
     },
     /// Echoes UDP datagrams.
     UdpListen {
@@ -78,7 +82,7 @@ struct Pace {
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().what {
         What::TcpListen { at } => tcp_listen(at),
-        What::TcpStream { to, pace, idle } => tcp_stream(to, pace, idle),
+        What::TcpStream { to, pace, idle, from } => tcp_stream(to, pace, idle, from),
         What::UdpListen { at } => udp_listen(at),
         What::UdpStream { to, pace, from } => udp_stream(to, pace, from),
         What::Clean => clean(),
@@ -122,9 +126,9 @@ fn echo_tcp(mut stream: TcpStream, peer: SocketAddr) {
     }
 }
 
-fn tcp_stream(to: SocketAddr, pace: Pace, idle: bool) -> std::io::Result<ExitCode> {
+fn tcp_stream(to: SocketAddr, pace: Pace, idle: bool, from: Option<IpAddr>) -> std::io::Result<ExitCode> {
     let start = Instant::now();
-    let mut stream = match TcpStream::connect_timeout(&to, Duration::from_millis(pace.connect_ms)) {
+    let mut stream = match connect(to, from, Duration::from_millis(pace.connect_ms)) {
         Ok(stream) => stream,
         Err(error) => {
             report_failure("connect", &error, 0);
@@ -167,6 +171,15 @@ fn tcp_stream(to: SocketAddr, pace: Pace, idle: bool) -> std::io::Result<ExitCod
     }
     report("done", json!({}));
     Ok(ExitCode::SUCCESS)
+}
+
+fn connect(to: SocketAddr, from: Option<IpAddr>, within: Duration) -> std::io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+    if let Some(from) = from {
+        socket.bind(&SocketAddr::new(from, 0).into())?;
+    }
+    socket.connect_timeout(&to.into(), within)?;
+    Ok(socket.into())
 }
 
 fn read_echoes(mut stream: TcpStream, wanted: u64, cut: &AtomicBool) {

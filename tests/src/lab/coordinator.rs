@@ -178,7 +178,6 @@ impl Coordinator {
         let file = self.folder.join("policy.yaml");
         std::fs::write(&file, policy)?;
         let file = file.display().to_string();
-        self.cli(&[&["policy", "apply", &file], arguments].concat())?.ok()?;
-        Ok(SystemTime::now())
+        Ok(self.cli(&[&["policy", "apply", &file], arguments].concat())?.ok()?.wrote_at)
     }
 }

@@ -6,15 +6,18 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 
 use super::agent::Agent;
 use super::coordinator::Coordinator;
 use super::host::Host;
+use super::tool::{Event, Tool};
 use super::{Lab, LabBuilder, wait_for};
 
 /// The name of the coordinator's host.
 pub const COORDINATOR: &str = "coordinator";
 const APPLY_LIMIT: Duration = Duration::from_secs(30);
+const ATTEMPT_LIMIT: Duration = Duration::from_secs(3);
 
 /// A running mesh.
 #[derive(Debug)]
@@ -161,6 +164,46 @@ impl Mesh {
         })
     }
 
+    /// One attempt over TCP from a host, with no more than 3 s for the connection: `received`, or `failed` and its kind.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn attempt(&self, from: &str, to: SocketAddr) -> Result<Event> {
+        Tool::tcp_attempt(self.host(from)?.net(), to, ATTEMPT_LIMIT)
+    }
+
+    /// Insists that a listener which echoes is reached over TCP from a host.
+    ///
+    /// # Errors
+    /// If it is not.
+    pub fn must_reach(&self, from: &str, to: SocketAddr) -> Result<()> {
+        let event = self.attempt(from, to)?;
+        ensure!(event.what == "received", "{from} should reach {to}: {event:?}");
+        Ok(())
+    }
+
+    /// Insists that an attempt from a host is answered with a refusal, and soon: no application waits for a time-out.
+    ///
+    /// # Errors
+    /// If it goes through, or hangs.
+    pub fn must_be_refused(&self, from: &str, to: SocketAddr) -> Result<()> {
+        let event = self.attempt(from, to)?;
+        ensure!(event.what == "failed", "{from} should not reach {to}: {event:?}");
+        ensure!(
+            event.kind() != "TimedOut" && event.kind() != "WouldBlock",
+            "{from} was not refused by {to} but left waiting"
+        );
+        Ok(())
+    }
+
+    /// How often an agent has dropped a packet for this reason, in both directions, from its `status`.
+    ///
+    /// # Errors
+    /// If the agent does not answer.
+    pub fn drops(&self, host: &str, reason: &str) -> Result<u64> {
+        Ok(sum_of(&self.agent(host)?.status()?, reason))
+    }
+
     /// Ends a test that went well: every agent and the coordinator must end in order when asked to.
     ///
     /// # Errors
@@ -182,6 +225,22 @@ impl Mesh {
     /// If the lab cannot be ended.
     pub fn leave_running(self) -> Result<()> {
         self.lab.finish()
+    }
+}
+
+/// The sum of all numbers under this key, anywhere in the answer, in an object's own field or in rows `{reason: KEY, count: N}`.
+fn sum_of(value: &Value, key: &str) -> u64 {
+    match value {
+        Value::Object(fields) => {
+            let row = fields.get("reason").and_then(Value::as_str) == Some(key);
+            let own = |(name, inner): (&String, &Value)| match inner.as_u64() {
+                Some(number) if name == key || row && (name == "count" || name == "packets") => number,
+                _ => sum_of(inner, key),
+            };
+            fields.iter().map(own).sum()
+        }
+        Value::Array(items) => items.iter().map(|item| sum_of(item, key)).sum(),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => 0,
     }
 }
 

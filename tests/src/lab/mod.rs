@@ -29,6 +29,7 @@ pub mod process;
 pub mod programs;
 pub mod tool;
 pub mod wire;
+pub mod wireguard;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};

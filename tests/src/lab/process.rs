@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
 use std::sync::mpsc::{Sender, SyncSender, channel, sync_channel};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
@@ -39,6 +39,8 @@ pub struct Finished {
     pub stderr: String,
     /// How long it ran.
     pub took: Duration,
+    /// When it last wrote to its standard output: for a command that prints an answer, when the answer was there.
+    pub wrote_at: SystemTime,
     line: String,
 }
 
@@ -104,9 +106,11 @@ pub fn run(mut command: Command, within: Duration) -> Result<Finished> {
         }
         std::thread::sleep(Duration::from_millis(2));
     };
+    let (took, wrote_at) = (start.elapsed(), stdout.metadata()?.modified()?);
     Ok(Finished {
         status,
-        took: start.elapsed(),
+        took,
+        wrote_at,
         stdout: read_all(stdout)?,
         stderr: read_all(stderr)?,
         line,

@@ -18,7 +18,9 @@ pub type Packet = (Protocol, u16);
 /// Whether the policy lets `from` begin a conversation with `to` at `now`.
 #[must_use]
 pub fn may(policy: &Policy, from: Instance<'_>, to: Instance<'_>, packet: Packet, now: MeshTime) -> bool {
-    allowing(policy, from, to, packet).iter().any(|rule| rule.expires.is_none_or(|end| now < end))
+    allowing(policy, from, to, packet)
+        .iter()
+        .any(|rule| rule.expires.is_none_or(|end| now < end))
 }
 
 /// The rules, expired or not, that let `from` begin this conversation with `to`.
@@ -30,14 +32,19 @@ pub fn allowing<'p>(policy: &'p Policy, from: Instance<'_>, to: Instance<'_>, pa
         _ => false,
     };
     let rules = policy.rules().iter();
-    rules.filter(|rule| from != to && opened(policy, rule, from.0, to.0).iter().any(covers)).collect()
+    rules
+        .filter(|rule| from != to && opened(policy, rule, from.0, to.0).iter().any(covers))
+        .collect()
 }
 
 /// The rules, expired or not, that let `from` begin any conversation at all with `to`.
 #[must_use]
 pub fn pairing(policy: &Policy, from: Instance<'_>, to: Instance<'_>) -> Vec<RuleId> {
     let rules = policy.rules().iter();
-    rules.filter(|rule| from != to && !opened(policy, rule, from.0, to.0).is_empty()).map(|rule| rule.id).collect()
+    rules
+        .filter(|rule| from != to && !opened(policy, rule, from.0, to.0).is_empty())
+        .map(|rule| rule.id)
+        .collect()
 }
 
 /// All that one rule opens from one component to another.
