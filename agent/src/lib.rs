@@ -1,9 +1,15 @@
 //! The agent: everything around [`cloison_agent_core`] that touches the machine. Packets go through plain threads ([`worker`]); what the
 //! machine must look like for them (TUNs, addresses, routes, the base table) is made by [`dataplane`] out of a view.
 //!
-//! Who stands on whom: `sys` (all unsafe) <- `udp`, `netlink` <- `attach` <- `worker`, `dataplane`.
+//! Who stands on whom: `sys` (all unsafe) <- `udp`, `netlink` <- `attach` <- `worker`, `dataplane`. Beside them `state` <- `control` <- `enroll`: what is on disk, and
+//! the link with the coordinator.
 
 pub mod attach;
+pub mod control;
+pub mod enroll;
+pub mod dataplane;
 pub mod netlink;
+pub mod state;
 pub mod sys;
 pub mod udp;
+pub mod worker;
