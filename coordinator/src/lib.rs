@@ -4,21 +4,25 @@
 //! - [`clock`], [`entropy`]: the only places that read the time or draw randomness, so that a simulation can drive the rest.
 //! - [`audit`], [`credential`], [`inventory`]: what the store keeps and gives, as types.
 //! - [`store`]: every change is one transaction: the change, its audit leaf, the mesh's revision + 1. All SQL is in there.
+//! - [`policy`]: compiles policy and inventory into each host's view, compares policies, explains verdicts.
 //! - [`trust`]: the roots, certificates by role, and who a certificate chain speaks for.
 //! - [`enrollment`]: from a token to a host with a certificate.
-//! - [`config`], [`init`], [`run`]: the program.
+//! - [`args`], [`config`], [`data_dir`], [`init`], [`run`]: the program.
 
 #![forbid(unsafe_code)]
 
+pub mod api;
 pub mod args;
 pub mod audit;
 pub mod clock;
 pub mod config;
 pub mod credential;
+pub mod data_dir;
 pub mod enrollment;
 pub mod entropy;
 pub mod init;
 pub mod inventory;
+pub mod policy;
 pub mod run;
 pub mod store;
 pub mod trust;

@@ -1,1 +1,197 @@
-//! run
+//! `serve`: everything in its start order, and down again in reverse.
+//!
+//! [`Core::open`] brings up what needs no network: data directory, trust roots, store, certificate. [`serve`] puts the listeners on it,
+//! tells systemd that it is ready, renews the coordinator's own certificate, and stops when it is asked to, or when a part ends by itself.
+
+use std::future::Future;
+use std::io;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio::task::JoinSet;
+
+use crate::args::ServeArgs;
+use crate::config::{Config, ConfigError, DEFAULT_PORT};
+use crate::data_dir::{DataDir, DataDirError};
+use crate::enrollment::Enrollment;
+use crate::entropy::Environment;
+use crate::store::{OpenError, Store};
+use crate::trust::{HostVerifier, Roots, RootsError, ServerError, ServerIdentity};
+
+/// Why the coordinator does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The data directory.
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The trust roots.
+    #[error(transparent)]
+    Roots(#[from] RootsError),
+    /// The database.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The certificate.
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    /// Keys and database are of two meshes.
+    #[error("the trust roots speak for {roots}, the database for {database}: parts of two backups were mixed; restore both from one")]
+    Mixed {
+        /// The keys' mesh.
+        roots: String,
+        /// The database's mesh.
+        database: String,
+    },
+    /// A part of the program ended by itself.
+    #[error("{part} ended: {problem}")]
+    Part {
+        /// Which.
+        part: &'static str,
+        /// Why.
+        problem: String,
+    },
+}
+
+/// All that needs no network: what listeners, publisher and API are built on.
+#[derive(Debug, Clone)]
+pub struct Core {
+    /// The mesh's state.
+    pub store: Store,
+    /// The mesh's keys.
+    pub roots: Arc<Roots>,
+    /// The certificate that listeners show.
+    pub identity: Arc<ServerIdentity>,
+    /// Who hosts' certificates speak for.
+    pub verifier: Arc<HostVerifier>,
+    /// How hosts join.
+    pub enrollment: Enrollment,
+    /// Clock and randomness.
+    pub env: Environment,
+    /// Keeps other coordinators out as long as this one lives.
+    _data: Arc<DataDir>,
+}
+
+impl Core {
+    /// Brings up the mesh in `data`.
+    ///
+    /// # Errors
+    /// [`RunError`].
+    pub async fn open(data: DataDir, env: Environment) -> Result<Self, RunError> {
+        let roots = Arc::new(Roots::load(&data.trust())?);
+        let store = Store::open(&data.database(), env.clone()).await?;
+        let database = store.inventory().mesh;
+        if database != roots.mesh() {
+            return Err(RunError::Mixed {
+                roots: roots.mesh().to_string(),
+                database: database.to_string(),
+            });
+        }
+        Ok(Self {
+            identity: ServerIdentity::new(roots.clone(), env.clone())?,
+            verifier: Arc::new(HostVerifier::new(roots.clone())),
+            enrollment: Enrollment::new(store.clone(), roots.clone()),
+            _data: Arc::new(data),
+            store,
+            roots,
+            env,
+        })
+    }
+}
+
+/// What a part of the program is while it runs: its name, and why it ended.
+pub type Part = (&'static str, Result<(), String>);
+
+/// Where to listen: the command line, or the file, or every address at the default port.
+#[must_use]
+pub fn listen_addresses(args: &ServeArgs, config: &Config) -> Vec<SocketAddr> {
+    let asked = [&args.listen, &config.listen].into_iter().find(|list| !list.is_empty());
+    asked.cloned().unwrap_or_else(|| vec![(Ipv6Addr::UNSPECIFIED, DEFAULT_PORT).into()])
+}
+
+/// The configuration that `args` name, or the one in the data directory, or the defaults.
+///
+/// # Errors
+/// [`ConfigError`].
+pub fn load_config(args: &ServeArgs) -> Result<Config, ConfigError> {
+    let inside = args.data.join("coordinator.toml");
+    match &args.config {
+        Some(path) => Config::load(path),
+        None if inside.exists() => Config::load(&inside),
+        None => Ok(Config::default()),
+    }
+}
+
+/// Runs the coordinator until `stop`, or until a part of it ends by itself.
+///
+/// # Errors
+/// [`RunError`].
+pub async fn serve(args: &ServeArgs, config: &Config, env: Environment, stop: impl Future<Output = ()>) -> Result<(), RunError> {
+    let core = Core::open(DataDir::open(&args.data)?, env).await?;
+    let mut parts = JoinSet::new();
+    parts.spawn(renewal(core.identity.clone()));
+    let _ = listen_addresses(args, config);
+    let inventory = core.store.inventory();
+    tracing::info!(mesh = %inventory.mesh, version = %inventory.version, hosts = inventory.hosts.len(), "the coordinator is up");
+    notify("READY=1");
+    let ended = tokio::select! {
+        () = stop => None,
+        ended = parts.join_next() => ended,
+    };
+    notify("STOPPING=1");
+    parts.shutdown().await;
+    core.store.close().await;
+    match ended {
+        None => Ok(()),
+        Some(Ok((part, Err(problem)))) => Err(RunError::Part { part, problem }),
+        Some(Ok((part, Ok(())))) => Err(RunError::Part {
+            part,
+            problem: "nobody asked it to".into(),
+        }),
+        Some(Err(panic)) => Err(RunError::Part {
+            part: "a part",
+            problem: panic.to_string(),
+        }),
+    }
+}
+
+/// Makes the coordinator's own certificate anew, long before it runs out; a failure is tried again a minute later.
+async fn renewal(identity: Arc<ServerIdentity>) -> Part {
+    const AGAIN: std::time::Duration = std::time::Duration::from_secs(60);
+    let mut wait = ServerIdentity::RENEWED_EVERY;
+    loop {
+        tokio::time::sleep(wait).await;
+        wait = match identity.renew() {
+            Ok(()) => ServerIdentity::RENEWED_EVERY,
+            Err(error) => {
+                tracing::error!(
+                    error = &error as &(dyn std::error::Error + 'static),
+                    "the coordinator's certificate could not be renewed"
+                );
+                AGAIN
+            }
+        };
+    }
+}
+
+/// Tells systemd how far we are (sd_notify(3)), if it asked to be told.
+fn notify(state: &str) {
+    let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    if let Err(error) = send(Path::new(&socket), state) {
+        tracing::warn!(%error, "systemd could not be told {state}");
+    }
+}
+
+fn send(socket: &Path, state: &str) -> io::Result<()> {
+    use std::os::linux::net::SocketAddrExt as _;
+    use std::os::unix::ffi::OsStrExt as _;
+    let sender = UnixDatagram::unbound()?;
+    let address = match socket.as_os_str().as_bytes() {
+        [b'@', name @ ..] => std::os::unix::net::SocketAddr::from_abstract_name(name)?,
+        _ => std::os::unix::net::SocketAddr::from_pathname(socket)?,
+    };
+    sender.send_to_addr(state.as_bytes(), &address).map(|_| ())
+}

@@ -11,7 +11,7 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::error::StoreError;
 use super::model::GateRefusal;
-use super::row::{number, time};
+use super::row::{Table, time};
 use super::{EXIT_IO, Store, addresses, log, snapshot};
 use crate::audit::{Action, Actor, Context, Entry, Object};
 use crate::credential::{Scope, includes};
@@ -87,8 +87,7 @@ impl Change {
             Reach::Inventory => Some(self.next_inventory(&before).await?),
             Reach::Revision => {
                 let mut after = Inventory::clone(&before);
-                after.version.revision = before.version.revision.saturating_add(1);
-                self.keep_revision(&after).await?;
+                self.raise_revision(&mut after, reach).await?;
                 Some(after)
             }
             Reach::Leaf => None,
@@ -111,9 +110,7 @@ impl Change {
             });
         };
         after.instances = Arc::new(addresses::reconcile(self.db(), &after, now).await?);
-        after.version.revision = before.version.revision.saturating_add(1);
-        after.content_revision = after.version.revision;
-        self.keep_revision(&after).await?;
+        self.raise_revision(&mut after, Reach::Inventory).await?;
         let gate = self.store.0.gate.load_full();
         match gate {
             None => Ok(after),
@@ -122,12 +119,18 @@ impl Change {
         }
     }
 
-    async fn keep_revision(&mut self, after: &Inventory) -> Result<(), StoreError> {
-        sqlx::query("UPDATE mesh SET revision = $1, content_revision = $2 WHERE id = 1")
-            .bind(number(after.version.revision))
-            .bind(number(after.content_revision))
-            .execute(self.db())
+    /// Raises the revision in the database, which is right even if another process (`cloison-coordinator credential`) raised it meanwhile.
+    async fn raise_revision(&mut self, after: &mut Inventory, reach: Reach) -> Result<(), StoreError> {
+        let raised: i64 = sqlx::query_scalar("UPDATE mesh SET revision = revision + 1 WHERE id = 1 RETURNING revision")
+            .fetch_one(self.db())
             .await?;
+        after.version.revision = Table("mesh").number(raised)?;
+        if reach == Reach::Inventory {
+            after.content_revision = after.version.revision;
+            sqlx::query("UPDATE mesh SET content_revision = revision WHERE id = 1")
+                .execute(self.db())
+                .await?;
+        }
         Ok(())
     }
 

@@ -1,0 +1,213 @@
+//! The data directory: its files, who may read them, and the lock that keeps a second coordinator out.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+
+/// Why the data directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DataDirError {
+    /// There is none.
+    #[error("{path} does not exist: run `cloison-coordinator init --data {path}`, or name the directory of an existing mesh with --data")]
+    Missing {
+        /// The directory.
+        path: String,
+    },
+    /// There is something else in it.
+    #[error("{path} is not empty: init makes a new mesh in a directory of its own, and overwrites nothing")]
+    NotEmpty {
+        /// The directory.
+        path: String,
+    },
+    /// It belongs to somebody else.
+    #[error("{path} belongs to user {owner}, not to user {ours}, who runs this: run it as its owner")]
+    NotOurs {
+        /// The directory.
+        path: String,
+        /// Whose it is.
+        owner: u32,
+        /// Who we are.
+        ours: u32,
+    },
+    /// Others may look into it.
+    #[error("{path} has mode {mode:o}, and it holds the mesh's keys: make sure that nobody read them, then `chmod 700 {path}`")]
+    TooOpen {
+        /// The directory.
+        path: String,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// Another process has it.
+    #[error("{path} is in use by another cloison-coordinator: stop that one first")]
+    Locked {
+        /// The directory.
+        path: String,
+    },
+    /// It cannot be read or written.
+    #[error("{path}: {action} failed")]
+    Io {
+        /// The file or directory.
+        path: String,
+        /// What was tried.
+        action: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A data directory that is ours alone. The lock ends with the value.
+#[derive(Debug)]
+pub struct DataDir {
+    path: PathBuf,
+    _lock: Option<File>,
+}
+
+impl DataDir {
+    /// Makes the directory of a new mesh, or takes an empty one, and locks it.
+    ///
+    /// # Errors
+    /// [`DataDirError`].
+    pub fn create(path: &Path) -> Result<Self, DataDirError> {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map_err(io_error(path, "making the directory"))?;
+        check_owner(path)?;
+        let mut entries = fs::read_dir(path).map_err(io_error(path, "reading the directory"))?;
+        if entries.any(|entry| entry.map_or(true, |e| e.file_name() != LOCK)) {
+            return Err(DataDirError::NotEmpty { path: shown(path) });
+        }
+        fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(io_error(path, "setting its mode"))?;
+        Self::locked(path)
+    }
+
+    /// The directory of an existing mesh, locked.
+    ///
+    /// # Errors
+    /// [`DataDirError`].
+    pub fn open(path: &Path) -> Result<Self, DataDirError> {
+        Self::check(path)?;
+        Self::locked(path)
+    }
+
+    /// The directory of an existing mesh, which a running coordinator may have: for commands that change one thing in the database.
+    ///
+    /// # Errors
+    /// [`DataDirError`].
+    pub fn share(path: &Path) -> Result<Self, DataDirError> {
+        Self::check(path)?;
+        Ok(Self {
+            path: path.to_owned(),
+            _lock: None,
+        })
+    }
+
+    /// The database.
+    #[must_use]
+    pub fn database(&self) -> PathBuf {
+        self.path.join("cloison.db")
+    }
+
+    /// The trust roots.
+    #[must_use]
+    pub fn trust(&self) -> PathBuf {
+        self.path.join("trust")
+    }
+
+    /// The configuration that is read if no other is named.
+    #[must_use]
+    pub fn config(&self) -> PathBuf {
+        self.path.join("coordinator.toml")
+    }
+
+    fn check(path: &Path) -> Result<(), DataDirError> {
+        if !path.is_dir() {
+            return Err(DataDirError::Missing { path: shown(path) });
+        }
+        check_owner(path)?;
+        let mode = metadata(path)?.mode() & 0o777;
+        if mode & 0o077 == 0 {
+            Ok(())
+        } else {
+            Err(DataDirError::TooOpen { path: shown(path), mode })
+        }
+    }
+
+    fn locked(path: &Path) -> Result<Self, DataDirError> {
+        let file = path.join(LOCK);
+        let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&file);
+        let lock = lock.map_err(io_error(&file, "opening the lock"))?;
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Self {
+                path: path.to_owned(),
+                _lock: Some(lock),
+            }),
+            Err(rustix::io::Errno::WOULDBLOCK) => Err(DataDirError::Locked { path: shown(path) }),
+            Err(error) => Err(io_error(&file, "locking")(error.into())),
+        }
+    }
+}
+
+/// The lock's file. It stays when the process ends; the lock does not.
+const LOCK: &str = "lock";
+
+fn check_owner(path: &Path) -> Result<(), DataDirError> {
+    let (owner, ours) = (metadata(path)?.uid(), rustix::process::geteuid().as_raw());
+    if owner == ours {
+        Ok(())
+    } else {
+        Err(DataDirError::NotOurs {
+            path: shown(path),
+            owner,
+            ours,
+        })
+    }
+}
+
+fn metadata(path: &Path) -> Result<fs::Metadata, DataDirError> {
+    fs::metadata(path).map_err(io_error(path, "looking at it"))
+}
+
+fn shown(path: &Path) -> String {
+    path.display().to_string()
+}
+
+fn io_error(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> DataDirError {
+    let path = shown(path);
+    move |source| DataDirError::Io { path, action, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_process_is_kept_out_while_the_first_lives() -> Result<(), Box<dyn std::error::Error>> {
+        let dir = tempfile::tempdir()?;
+        let path = dir.path().join("data");
+        let first = DataDir::create(&path)?;
+        assert!(matches!(DataDir::open(&path), Err(DataDirError::Locked { .. })));
+        assert!(DataDir::share(&path).is_ok());
+        drop(first);
+        DataDir::open(&path)?;
+        Ok(())
+    }
+
+    #[test]
+    fn missing_open_and_used_directories_are_refused() -> Result<(), Box<dyn std::error::Error>> {
+        let dir = tempfile::tempdir()?;
+        let path = dir.path().join("data");
+        assert!(matches!(DataDir::open(&path), Err(DataDirError::Missing { .. })));
+        drop(DataDir::create(&path)?);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o750))?;
+        assert!(matches!(DataDir::open(&path), Err(DataDirError::TooOpen { mode: 0o750, .. })));
+        fs::write(path.join("other"), "")?;
+        assert!(matches!(DataDir::create(&path), Err(DataDirError::NotEmpty { .. })));
+        Ok(())
+    }
+}
