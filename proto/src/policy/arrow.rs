@@ -180,7 +180,7 @@ impl<'t, 'f, 'a> Reader<'t, 'f, 'a> {
             text => match text.parse::<ServiceName>() {
                 Ok(service) => Some(What::Service(service)),
                 Err(error) => {
-                    self.bad_name::<ServiceName>(at, text, "service's name", &error);
+                    self.bad_name::<ServiceName>(piece, "service's name", &error);
                     None
                 }
             },
@@ -205,7 +205,7 @@ impl<'t, 'f, 'a> Reader<'t, 'f, 'a> {
             text => match text.parse::<ComponentName>() {
                 Ok(name) => Some(Selector::Name(name)),
                 Err(error) => {
-                    self.bad_name::<ComponentName>(at, text, "component's name", &error);
+                    self.bad_name::<ComponentName>(piece, "component's name", &error);
                     None
                 }
             },
@@ -214,7 +214,13 @@ impl<'t, 'f, 'a> Reader<'t, 'f, 'a> {
     }
 
     fn labels(&mut self, piece: &Piece<'t>) -> Option<Selector> {
-        let parsed: Vec<_> = split(piece, "&").iter().map(|p| self.label(p)).collect();
+        let pieces = split(piece, "&");
+        if pieces.len() > MAX_LABELS {
+            let message = format!("a selector has at most {MAX_LABELS} labels");
+            self.findings.error(Code::TooLarge, self.at(piece), message);
+            return None;
+        }
+        let parsed: Vec<_> = pieces.iter().map(|p| self.label(p)).collect();
         let mut labels = BTreeMap::new();
         for (key, value) in parsed.into_iter().collect::<Option<Vec<_>>>()? {
             let known = labels.get(&key).unwrap_or(&value);
@@ -226,11 +232,6 @@ impl<'t, 'f, 'a> Reader<'t, 'f, 'a> {
                 return None;
             }
             labels.insert(key, value);
-        }
-        if labels.len() > MAX_LABELS {
-            let message = format!("a selector has at most {MAX_LABELS} labels");
-            self.findings.error(Code::TooLarge, self.at(piece), message);
-            return None;
         }
         Some(Selector::Labels(labels.into_iter().collect()))
     }
@@ -245,24 +246,25 @@ impl<'t, 'f, 'a> Reader<'t, 'f, 'a> {
                 .hint("`&` joins labels, each written `key=value`; a name stands alone");
             return None;
         };
-        let (key_at, value_at) = (self.at(key), self.at(value));
-        let (key_text, value_text) = (key.text, value.text);
-        let key = key_text
+        let label_key = key
+            .text
             .parse::<LabelKey>()
-            .map_err(|e| self.bad_name::<LabelKey>(key_at, key_text, "label's key", &e));
-        let value = value_text
+            .map_err(|e| self.bad_name::<LabelKey>(key, "label's key", &e));
+        let label_value = value
+            .text
             .parse::<LabelValue>()
-            .map_err(|e| self.bad_name::<LabelValue>(value_at, value_text, "label's value", &e));
-        Some((key.ok()?, value.ok()?))
+            .map_err(|e| self.bad_name::<LabelValue>(value, "label's value", &e));
+        Some((label_key.ok()?, label_value.ok()?))
     }
 
-    fn bad_name<T: FromStr>(&mut self, at: Span, text: &str, what: &str, error: &NameError) {
+    fn bad_name<T: FromStr>(&mut self, piece: &Piece<'_>, what: &str, error: &NameError) {
+        let at = self.at(piece);
         let hint = match error {
             NameError::Character('!') => "there are no negations: say what is allowed",
             NameError::Character('*' | '?') => "there are no patterns: give the components a label, and select by it",
             NameError::Character(' ') => "join selectors by `,` (or) and labels by `&` (and); `key=value` has no blanks",
             NameError::Character(_) | NameError::Length | NameError::Hyphen => {
-                let hint = name_hint::<T>(text).unwrap_or_else(|| "names look like `n8n` or `tier=app`".into());
+                let hint = name_hint::<T>(piece.text).unwrap_or_else(|| "names look like `n8n` or `tier=app`".into());
                 self.findings.error(Code::BadName, at, format!("not a {what}: {error}")).hint(hint);
                 return;
             }

@@ -280,7 +280,7 @@ impl<'a> Findings<'a> {
     }
 
     fn report(&mut self, severity: Severity, code: Code, at: Span, message: &str) -> Reported<'_> {
-        let text = self.excerpt(at);
+        let source = self.source;
         let kept = match severity {
             Severity::Error => &mut self.errors,
             Severity::Warning => &mut self.warnings,
@@ -289,6 +289,7 @@ impl<'a> Findings<'a> {
             kept.more = true;
             return Reported(None);
         }
+        let text = excerpt(source, at);
         let Position { line, column } = at.position;
         kept.found.push(Diagnostic {
             code,
@@ -301,22 +302,21 @@ impl<'a> Findings<'a> {
         });
         Reported(kept.found.last_mut())
     }
+}
 
-    /// The first line of `at`; of an empty stretch, the rest of its line, or else the line.
-    fn excerpt(&self, at: Span) -> String {
-        let line_start = self
-            .source
-            .get(..at.start)
-            .and_then(|s| s.rfind('\n'))
-            .map_or(0, |n| n.saturating_add(1));
-        [at.start..at.end, at.start..self.source.len(), line_start..self.source.len()]
-            .into_iter()
-            .filter_map(|stretch| self.source.get(stretch)?.lines().next())
-            .map(str::trim)
-            .find(|line| !line.is_empty())
-            .map(short)
-            .unwrap_or_default()
-    }
+/// The first line of `at`; of an empty stretch, the rest of its line, or else the line.
+fn excerpt(source: &str, at: Span) -> String {
+    let line_start = source
+        .get(..at.start)
+        .and_then(|s| s.rfind('\n'))
+        .map_or(0, |n| n.saturating_add(1));
+    [at.start..at.end, at.start..source.len(), line_start..source.len()]
+        .into_iter()
+        .filter_map(|stretch| source.get(stretch)?.lines().next())
+        .map(str::trim)
+        .find(|line| !line.is_empty())
+        .map(short)
+        .unwrap_or_default()
 }
 
 /// `text`, printable and cut to [`MAX_EXCERPT`] characters.
@@ -417,6 +417,15 @@ mod tests {
     fn what_a_terminal_might_obey_is_escaped() {
         assert_eq!(printable("a\u{1b}[31m \"b\" \u{202e}é"), "a\\u{1b}[31m \"b\" \\u{202e}é");
         assert_eq!(short(&"x".repeat(61)), "x".repeat(60) + "…");
+    }
+
+    #[test]
+    fn an_excerpt_is_never_empty_where_the_line_is_not() {
+        let at = |start, end| Span { start, end, ..Span::START };
+        assert_eq!(excerpt("ab: cd\nef", at(4, 9)), "cd");
+        assert_eq!(excerpt("ab: cd\nef", at(4, 4)), "cd");
+        assert_eq!(excerpt("ab: cd\nef", at(9, 9)), "ef");
+        assert_eq!(excerpt("", at(0, 0)), "");
     }
 
     #[test]
