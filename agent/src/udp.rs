@@ -172,6 +172,7 @@ fn set_kernel_buffers(socket: &UdpSocket) -> io::Result<()> {
 pub struct Receiver {
     slab: Box<[u8]>,
     metas: [RecvMeta; RECEIVE_BUFFERS],
+    count: usize,
 }
 
 impl Default for Receiver {
@@ -179,37 +180,43 @@ impl Default for Receiver {
         Self {
             slab: vec![0; RECEIVE_BUFFER * RECEIVE_BUFFERS].into(),
             metas: [RecvMeta::default(); RECEIVE_BUFFERS],
+            count: 0,
         }
     }
 }
 
 impl Receiver {
-    /// Receives what there is, up to the slab's size, and calls `each` with every buffer: datagrams of `segment` bytes one behind the other
-    /// from one sender, the last one possibly shorter. Returns how many buffers there were; 0 if nothing waits.
+    /// Receives what waits at one of the sockets, up to the slab's size; what was received before is gone.
     ///
     /// # Errors
     /// The kernel's; none in ordinary operation.
-    pub fn receive(&mut self, udp: &Udp, family: Family, mut each: impl FnMut(&mut [u8], usize, Path)) -> io::Result<usize> {
+    pub fn receive(&mut self, udp: &Udp, family: Family) -> io::Result<()> {
+        self.count = 0;
         let Some(FamilySocket { socket, state }) = udp.of(family) else {
-            return Ok(0);
+            return Ok(());
         };
         let mut chunks = self.slab.chunks_exact_mut(RECEIVE_BUFFER);
         let mut buffers: [IoSliceMut<'_>; RECEIVE_BUFFERS] = std::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()));
-        let count = match state.recv(UdpSockRef::from(socket), &mut buffers, &mut self.metas) {
-            Ok(count) => count,
-            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => return Ok(0),
+        match state.recv(UdpSockRef::from(socket), &mut buffers, &mut self.metas) {
+            Ok(count) => self.count = count,
+            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
             Err(e) => return Err(e),
-        };
-        for (buffer, meta) in buffers.iter_mut().zip(&self.metas).take(count) {
-            let Some(datagrams) = buffer.get_mut(..meta.len) else { continue };
+        }
+        Ok(())
+    }
+
+    /// What was received, buffer by buffer: datagrams of so many bytes one behind the other from one sender, the last one possibly shorter.
+    pub fn received(&mut self) -> impl Iterator<Item = (&mut [u8], usize, Path)> {
+        let buffers = self.slab.chunks_exact_mut(RECEIVE_BUFFER).zip(&self.metas).take(self.count);
+        buffers.filter_map(|(buffer, meta)| {
+            let ecn = meta.ecn.map_or(0, |e| e as u8);
             let path = Path {
                 remote: meta.addr,
                 local: meta.dst_ip,
-                ecn: meta.ecn.map_or(0, |e| e as u8),
+                ecn,
             };
-            each(datagrams, meta.stride.max(1), path);
-        }
-        Ok(count)
+            Some((buffer.get_mut(..meta.len)?, meta.stride, path))
+        })
     }
 }
 
@@ -236,19 +243,24 @@ pub struct Sender {
     counts: SendCounts,
 }
 
-impl Sender {
-    /// A sender on an underlay of `underlay_mtu` bytes, which serves to count fragmented datagrams alone.
-    #[must_use]
-    pub fn new(underlay_mtu: usize) -> Self {
+impl Default for Sender {
+    fn default() -> Self {
         Self {
             train: Vec::with_capacity(SEND_BUFFER),
             path: None,
             segment: 0,
             count: 0,
             closed: false,
-            underlay_mtu,
+            underlay_mtu: usize::MAX,
             counts: SendCounts::default(),
         }
+    }
+}
+
+impl Sender {
+    /// Tells the MTU of the underlay in bytes; it serves to count fragmented datagrams alone.
+    pub fn set_underlay_mtu(&mut self, bytes: usize) {
+        self.underlay_mtu = bytes;
     }
 
     /// Takes one datagram; what was gathered before goes out if it does not fit to it.

@@ -12,6 +12,7 @@ pub mod site;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use cloison_proto::label::ComponentName;
 use cloison_proto::policy::{Attachment, AttachmentKind};
@@ -53,9 +54,18 @@ pub enum Unenforced {
     /// Another component has the place.
     #[error("the component {0} is attached there already; two components cannot share a network namespace")]
     Taken(ComponentName),
+    /// Another component has the namespace, by another path.
+    #[error("{0} is the same network namespace as {1}; two components cannot share one")]
+    SameNamespace(PathBuf, PathBuf),
+    /// The TUN went while it was made.
+    #[error("the TUN is gone")]
+    NoTun,
     /// The namespace is the agent's own.
     #[error("{0} is the host's own network namespace; use `host`")]
     OwnNamespace(PathBuf),
+    /// The host's own namespace cannot be made safe for overlay addresses, so nothing is attached anywhere.
+    #[error("this host cannot be made safe for the mesh's addresses: {0}")]
+    Host(Arc<Unenforced>),
     /// The namespace cannot be used.
     #[error(transparent)]
     Namespace(#[from] NetNsError),
@@ -74,6 +84,17 @@ pub enum Unenforced {
     /// A setting of the TUN cannot be written.
     #[error("cannot write {0}")]
     Setting(PathBuf, #[source] std::io::Error),
+}
+
+impl Unenforced {
+    /// Whether the reason may pass without another view or configuration: it is worth trying again.
+    #[must_use]
+    pub const fn may_pass(&self) -> bool {
+        !matches!(
+            self,
+            Self::NotAccepted(_) | Self::NotBuilt(_) | Self::Taken(_) | Self::OwnNamespace(_)
+        )
+    }
 }
 
 /// The overlay's ranges are in use for something else.

@@ -52,6 +52,15 @@ impl Site {
         }
     }
 
+    /// Whether somebody else uses addresses of `range` in the namespace.
+    ///
+    /// # Errors
+    /// [`Unenforced`].
+    pub fn conflict(&self, range: OverlayRange) -> Result<Option<AddressConflict>, Unenforced> {
+        let own: Vec<u32> = self.tun.iter().map(|t| t.index()).collect();
+        self.namespace.run(|| find_conflict(&mut Netlink::open()?, range, &own))?
+    }
+
     /// Brings the namespace into the state that is wanted: safe, and with a TUN that has `addresses` if an instance is attached. Applying
     /// twice changes nothing.
     ///
@@ -63,8 +72,8 @@ impl Site {
         self.tun = self.namespace.run(|| {
             let mut netlink = Netlink::open()?;
             let own: Vec<u32> = tun.iter().map(|t| t.index()).collect();
-            if let Some((address, length)) = route::conflict(&mut netlink, common.range, &own)? {
-                return Err(Unenforced::Conflict(AddressConflict { address, length }));
+            if let Some(conflict) = find_conflict(&mut netlink, common.range, &own)? {
+                return Err(Unenforced::Conflict(conflict));
             }
             load_base_table(loaded, common)?;
             let Some(addresses) = addresses else {
@@ -140,6 +149,11 @@ impl Site {
     pub const fn namespace(&self) -> &NetNs {
         &self.namespace
     }
+}
+
+fn find_conflict(netlink: &mut Netlink, range: OverlayRange, own: &[u32]) -> Result<Option<AddressConflict>, Unenforced> {
+    let found = route::conflict(netlink, range, own)?;
+    Ok(found.map(|(address, length)| AddressConflict { address, length }))
 }
 
 fn load_base_table(loaded: &mut Option<BaseTable>, common: &Common) -> Result<(), Unenforced> {

@@ -2,10 +2,10 @@
 //! read dry is reported again.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::buffer::spare_capacity;
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 
 /// Most events reported by one wait; the rest is reported by the next.
@@ -21,10 +21,8 @@ pub struct Ready {
 }
 
 /// A set of file descriptors that are waited for together.
-pub struct Poller {
-    epoll: OwnedFd,
-    events: Vec<epoll::Event>,
-}
+#[derive(Debug)]
+pub struct Poller(OwnedFd);
 
 impl Poller {
     /// An empty set.
@@ -32,10 +30,7 @@ impl Poller {
     /// # Errors
     /// The kernel's: too many open files.
     pub fn new() -> io::Result<Self> {
-        Ok(Self {
-            epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
-            events: Vec::with_capacity(MAX_EVENTS),
-        })
+        Ok(Self(epoll::create(epoll::CreateFlags::CLOEXEC)?))
     }
 
     /// Adds `fd`, to be reported as `token` when it can be read.
@@ -43,12 +38,7 @@ impl Poller {
     /// # Errors
     /// The kernel's: `fd` is in the set already, or cannot be waited for.
     pub fn add(&self, fd: impl AsFd, token: u64) -> io::Result<()> {
-        Ok(epoll::add(
-            &self.epoll,
-            fd,
-            epoll::EventData::new_u64(token),
-            epoll::EventFlags::IN,
-        )?)
+        Ok(epoll::add(&self.0, fd, epoll::EventData::new_u64(token), epoll::EventFlags::IN)?)
     }
 
     /// Takes `fd` out again.
@@ -56,28 +46,28 @@ impl Poller {
     /// # Errors
     /// The kernel's: `fd` is not in the set.
     pub fn remove(&self, fd: impl AsFd) -> io::Result<()> {
-        Ok(epoll::delete(&self.epoll, fd)?)
+        Ok(epoll::delete(&self.0, fd)?)
     }
 
-    /// Waits until a member is ready or `timeout` is over, and reports what is ready: nothing, if a signal came in between.
+    /// Waits until a member is ready or `timeout` is over, and makes `ready` the list of those that are: empty, if a signal came in between.
     ///
     /// # Errors
     /// The kernel's; none in ordinary operation.
-    pub fn wait(&mut self, timeout: Duration) -> io::Result<impl Iterator<Item = Ready> + '_> {
+    pub fn wait(&self, ready: &mut Vec<Ready>, timeout: Duration) -> io::Result<()> {
+        ready.clear();
         let timeout = Timespec::try_from(timeout).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-        self.events.clear();
-        match epoll::wait(&self.epoll, spare_capacity(&mut self.events), Some(&timeout)) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+        let mut events = [const { MaybeUninit::<epoll::Event>::uninit() }; MAX_EVENTS];
+        let events = match epoll::wait(&self.0, &mut events, Some(&timeout)) {
+            Ok((events, _)) => events,
+            Err(rustix::io::Errno::INTR) => return Ok(()),
             Err(e) => return Err(e.into()),
-        }
-        let broken = epoll::EventFlags::ERR | epoll::EventFlags::HUP;
-        Ok(self.events.iter().map(move |event| {
-            let flags = event.flags;
-            Ready {
-                token: event.data.u64(),
-                broken: flags.intersects(broken),
-            }
-        }))
+        };
+        ready.extend(events.iter().map(|event| {
+            let (flags, data) = (event.flags, event.data);
+            let broken = flags.intersects(epoll::EventFlags::ERR | epoll::EventFlags::HUP);
+            Ready { token: data.u64(), broken }
+        }));
+        Ok(())
     }
 }
 
@@ -117,23 +107,25 @@ mod tests {
 
     #[test]
     fn a_waker_ends_a_wait_once() -> io::Result<()> {
-        let (mut poller, waker) = (Poller::new()?, Waker::new()?);
+        let (poller, waker, mut ready) = (Poller::new()?, Waker::new()?, Vec::new());
         poller.add(&waker, 7)?;
-        assert_eq!(poller.wait(Duration::ZERO)?.count(), 0);
+        poller.wait(&mut ready, Duration::ZERO)?;
+        assert_eq!(ready, []);
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 waker.wake();
                 waker.wake();
             });
-            let ready: Vec<_> = poller.wait(Duration::from_secs(10))?.collect();
-            assert_eq!(ready, [Ready { token: 7, broken: false }]);
-            io::Result::Ok(())
+            poller.wait(&mut ready, Duration::from_secs(10))
         })?;
+        assert_eq!(ready, [Ready { token: 7, broken: false }]);
         waker.clear();
-        assert_eq!(poller.wait(Duration::ZERO)?.count(), 0);
+        poller.wait(&mut ready, Duration::ZERO)?;
+        assert_eq!(ready, []);
         poller.remove(&waker)?;
         waker.wake();
-        assert_eq!(poller.wait(Duration::ZERO)?.count(), 0);
+        poller.wait(&mut ready, Duration::ZERO)?;
+        assert_eq!(ready, []);
         Ok(())
     }
 }

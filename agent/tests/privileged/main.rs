@@ -2,8 +2,10 @@
 //! root, and fail without it.
 
 mod base_table;
+mod dataplane;
+mod mesh;
 mod netlink;
-mod netns;
+pub(crate) mod netns;
 mod site;
 mod tun;
 mod udp;

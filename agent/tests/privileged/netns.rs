@@ -6,16 +6,16 @@ use cloison_agent::sys::tun::{Tun, interface_index};
 use crate::{Outcome, fresh, inside, run, tun_name};
 
 /// A namespace with a name, as an operator makes one; removed when dropped.
-struct Named(String);
+pub(crate) struct Named(String);
 
 impl Named {
-    fn new(what: &str) -> Outcome<Self> {
+    pub(crate) fn new(what: &str) -> Outcome<Self> {
         let name = format!("cloison-sh-{what}-{}", std::process::id());
         run("ip", &format!("netns add {name}"))?;
         Ok(Self(name))
     }
 
-    fn path(&self) -> PathBuf {
+    pub(crate) fn path(&self) -> PathBuf {
         Path::new("/run/netns").join(&self.0)
     }
 }

@@ -1,6 +1,8 @@
 use std::net::{IpAddr, UdpSocket};
+use std::time::Duration;
 
 use cloison_agent::netlink::{Netlink, addr, link, route};
+use cloison_agent::sys::poll::{Poller, Ready};
 use cloison_agent::sys::tun::{Tun, TunError, VNET_HEADER_LEN};
 
 use crate::{Outcome, addresses, fresh, inside, ip, range, tun_name, wire};
@@ -78,8 +80,9 @@ fn a_tun_that_was_deleted_reads_as_an_error_not_as_silence() -> Outcome {
     ip(&ns, "link delete cloison0")?;
     let error = tun.read(&mut [0; VNET_HEADER_LEN], &mut [0; 1500]).err().ok_or("it was read")?;
     assert_ne!(error.kind(), std::io::ErrorKind::WouldBlock);
-    let mut poller = cloison_agent::sys::poll::Poller::new()?;
+    let (poller, mut ready) = (Poller::new()?, Vec::new());
     poller.add(&tun, 1)?;
-    assert!(poller.wait(std::time::Duration::from_secs(1))?.any(|r| r.broken));
+    poller.wait(&mut ready, Duration::from_secs(1))?;
+    assert_eq!(ready, [Ready { token: 1, broken: true }]);
     Ok(())
 }

@@ -15,11 +15,13 @@ fn receive(udp: &Udp, family: Family, count: usize) -> Outcome<(Vec<usize>, Opti
     let (mut receiver, mut lengths, mut last) = (Receiver::default(), Vec::new(), None);
     let deadline = Instant::now() + Duration::from_secs(2);
     while lengths.len() < count && Instant::now() < deadline {
-        let buffers = receiver.receive(udp, family, |bytes, segment, path| {
+        receiver.receive(udp, family)?;
+        let before = lengths.len();
+        for (bytes, segment, path) in receiver.received() {
             lengths.extend(bytes.chunks(segment).map(<[u8]>::len));
             last = Some(path);
-        })?;
-        if buffers == 0 {
+        }
+        if lengths.len() == before {
             std::thread::sleep(Duration::from_millis(2));
         }
     }
@@ -44,7 +46,8 @@ fn trains_arrive_whole_and_tell_at_which_address() -> Outcome {
             local: Some(local),
             ecn: 1,
         };
-        let mut sender = Sender::new(1500);
+        let mut sender = Sender::default();
+        sender.set_underlay_mtu(1500);
         let lengths: Vec<usize> = std::iter::repeat_n(1300, 100).chain([70, 1300, 200, 200]).collect();
         for length in &lengths {
             sender.push(&from, &vec![7; *length], path);
@@ -81,7 +84,8 @@ fn what_exceeds_the_underlay_is_fragmented_and_counted() -> Outcome {
     let (from, to) = (listen(&a, 0)?, listen(&b, 0)?);
     for family in [Family::V4, Family::V6] {
         let (_, remote) = ends(family, to.port())?;
-        let mut sender = Sender::new(1300);
+        let mut sender = Sender::default();
+        sender.set_underlay_mtu(1300);
         for _ in 0..5 {
             sender.push(
                 &from,
@@ -112,7 +116,8 @@ fn a_local_address_that_is_gone_does_not_stop_a_reply() -> Outcome {
         } else {
             "2001:db8::77".parse()?
         };
-        let mut sender = Sender::new(1500);
+        let mut sender = Sender::default();
+        sender.set_underlay_mtu(1500);
         sender.push(
             &from,
             b"still here",

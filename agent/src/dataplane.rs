@@ -1,0 +1,381 @@
+//! The data plane of a host: makes the machine look as the view in force says, and keeps it so.
+//!
+//! A view goes: [`attach::plan`] -> sites (base tables, TUNs, addresses, routes) -> [`Engine::install`] -> workers. An instance whose place
+//! cannot be made gets no TUN, so that nothing reaches it and it reaches nothing; the [`Report`] says why.
+//!
+//! All calls block for milliseconds, and work in other namespaces on threads of their own: they belong on a thread that may wait. When a
+//! [`Dataplane`] is dropped, the TUNs go and everything that keeps overlay addresses from leaving in clear stays; [`leave`] takes that away.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use cloison_agent_core::TunId;
+use cloison_agent_core::engine::Engine;
+use cloison_agent_core::install::{Installed, LeaseTerm, Plan};
+use cloison_agent_core::path_policy::Mesh;
+use cloison_agent_core::wg::boringtun::BoringKey;
+use cloison_agent_core::worker::Worker;
+use cloison_proto::label::ComponentName;
+use cloison_proto::net::{AddressPair, OverlayRange};
+use cloison_proto::view::View;
+
+use crate::attach::base_table::TableName;
+use crate::attach::site::{Common, Site};
+use crate::attach::{self, Accepted, AddressConflict, Place, Unenforced, host, netns};
+use crate::sys::InterfaceName;
+use crate::sys::clock;
+use crate::sys::netns::{NetNs, NetNsError};
+use crate::sys::tun::{Tun, VNET_HEADER_LEN};
+use crate::udp::{Udp, UdpError};
+use crate::worker::{KernelCounts, Tuns, Workers};
+
+/// The engine that the agent runs.
+pub type MeshEngine = Engine<Mesh, BoringKey>;
+
+/// What the agent's own configuration says about the data plane.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Name of each TUN.
+    pub tun: InterfaceName,
+    /// Name of each base table.
+    pub table: TableName,
+    /// WireGuard port; 0 takes any free one.
+    pub port: u16,
+    /// How many threads carry packets.
+    pub workers: usize,
+    /// MTU of each TUN in bytes; `None` finds it from the underlay.
+    pub mtu: Option<u32>,
+    /// Which attachments are accepted.
+    pub accepted: Accepted,
+}
+
+/// Why the data plane cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// No WireGuard socket.
+    #[error(transparent)]
+    Udp(#[from] UdpError),
+    /// The agent's own namespace cannot be opened.
+    #[error(transparent)]
+    Namespace(#[from] NetNsError),
+    /// No threads.
+    #[error("cannot start the packet workers")]
+    Workers(#[source] io::Error),
+}
+
+/// Whether an instance is enforced.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Enforcement {
+    /// Only its own processes can be it.
+    Enforced,
+    /// It is attached to the whole host: any process there can be it.
+    Shared,
+    /// It is not attached; the reason.
+    Unenforced(String),
+}
+
+/// How each instance of this host is enforced.
+pub type Report = BTreeMap<ComponentName, Enforcement>;
+
+/// A view and what goes with it.
+#[derive(Clone)]
+pub struct InForce {
+    /// What the view says.
+    pub view: Arc<View>,
+    /// Our keys, the one for new handshakes first.
+    pub keys: Vec<Arc<BoringKey>>,
+    /// How long it may be used; `None`: not at all, until [`Dataplane::renew`].
+    pub lease: Option<LeaseTerm>,
+}
+
+/// The running data plane.
+pub struct Dataplane {
+    config: Config,
+    engine: Arc<MeshEngine>,
+    /// Takes the results of installations.
+    installer: Worker<Mesh, BoringKey>,
+    workers: Workers,
+    host: Site,
+    namespaces: BTreeMap<PathBuf, Site>,
+    tuns: BTreeMap<ComponentName, (TunId, Arc<Tun>)>,
+    next_tun: u32,
+    in_force: Option<InForce>,
+    report: Report,
+    /// Whether an instance is unenforced for a reason that may pass.
+    retry: bool,
+}
+
+/// Where each instance hangs, or why it does not.
+type Settled = BTreeMap<ComponentName, Result<(Arc<Tun>, Enforcement), Unenforced>>;
+
+impl Dataplane {
+    /// Listens on the WireGuard port and starts the workers. Nothing passes until [`Dataplane::apply`].
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub fn start(config: Config, engine: Arc<MeshEngine>) -> Result<Self, StartError> {
+        let host = Site::new(NetNs::current()?);
+        let sockets = Udp::listen(config.port, config.workers)?;
+        let workers = Workers::start(&engine, sockets).map_err(StartError::Workers)?;
+        Ok(Self {
+            config,
+            installer: engine.worker(),
+            engine,
+            workers,
+            host,
+            namespaces: BTreeMap::new(),
+            tuns: BTreeMap::new(),
+            next_tun: 0,
+            in_force: None,
+            report: Report::new(),
+            retry: false,
+        })
+    }
+
+    /// Makes the host safe for the mesh's addresses before there is a view: the base table and the `unreachable` routes.
+    ///
+    /// # Errors
+    /// [`Unenforced`].
+    pub fn prepare(&mut self, range: OverlayRange) -> Result<(), Unenforced> {
+        let common = self.common(range)?;
+        self.host.apply(&common, None)
+    }
+
+    /// Puts a view in force. When this returns, nothing passes that it does not allow.
+    ///
+    /// # Errors
+    /// [`AddressConflict`]: this host uses the mesh's addresses for something else. Nothing was changed then.
+    pub fn apply(&mut self, new: InForce) -> Result<Installed, AddressConflict> {
+        // A host that cannot even be looked at is not in conflict; `settle` says what is wrong with it.
+        if let Ok(Some(conflict)) = self.host.conflict(new.view.config.overlay) {
+            return Err(conflict);
+        }
+        let settled = self.settle(&new.view);
+        let gone = self.take_tuns(settled);
+        let installed = self.install(&new, &gone);
+        self.forget_namespaces(&new.view);
+        self.in_force = Some(new);
+        Ok(installed)
+    }
+
+    /// Renews the lease of the view in force.
+    pub fn renew(&mut self, term: LeaseTerm) {
+        if let Some(in_force) = &mut self.in_force {
+            in_force.lease = Some(term);
+            self.engine.renew(term);
+        }
+    }
+
+    /// Looks whether the machine still is as it was made, and repairs it: a base table that somebody removed, a TUN that was deleted, a
+    /// namespace that came or went. To be called every few seconds. Returns whether the report changed.
+    pub fn check(&mut self) -> bool {
+        let Some(in_force) = self.in_force.clone() else { return false };
+        if self.is_healthy() && !self.retry {
+            return false;
+        }
+        let (report, tuns) = (self.report.clone(), self.tun_ids());
+        let settled = self.settle(&in_force.view);
+        let gone = self.take_tuns(settled);
+        if self.tun_ids() != tuns {
+            self.install(&in_force, &gone);
+        }
+        self.report != report
+    }
+
+    /// How each instance of this host is enforced.
+    #[must_use]
+    pub const fn report(&self) -> &Report {
+        &self.report
+    }
+
+    /// The WireGuard port.
+    #[must_use]
+    pub const fn port(&self) -> u16 {
+        self.workers.port()
+    }
+
+    /// What the kernel made of the workers' results so far.
+    #[must_use]
+    pub fn counts(&self) -> KernelCounts {
+        self.workers.counts()
+    }
+
+    /// Whether a worker ended by itself: the agent is to be restarted.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        self.workers.is_broken()
+    }
+
+    fn common(&self, range: OverlayRange) -> Result<Common, Unenforced> {
+        let found = host::mtu(self.host.namespace(), self.host.tun().map(|t| t.index()))?;
+        self.workers.set_underlay_mtu(usize::try_from(found.underlay).unwrap_or(usize::MAX));
+        let (tun, table) = (self.config.tun.clone(), self.config.table.clone());
+        Ok(Common {
+            tun,
+            table,
+            range,
+            mtu: self.config.mtu.unwrap_or(found.tun),
+        })
+    }
+
+    /// Makes the place of each instance, as far as it can be made.
+    fn settle(&mut self, view: &View) -> Settled {
+        let plan = attach::plan(view, &self.config.accepted);
+        let mut settled: Settled = plan.unenforced.into_iter().map(|(c, why)| (c.clone(), Err(why))).collect();
+        let at_host = plan
+            .sites
+            .values()
+            .find(|(place, _)| *place == Place::Host)
+            .map(|(_, instance)| instance.addresses);
+        let safe = self
+            .common(view.config.overlay)
+            .and_then(|common| self.host.apply(&common, at_host).map(|()| common));
+        let safe = safe.map_err(Arc::new);
+        for (component, (place, instance)) in plan.sites {
+            let attached = match (&safe, place) {
+                (Err(why), _) => Err(Unenforced::Host(why.clone())),
+                (Ok(_), Place::Host) => self
+                    .host
+                    .tun()
+                    .cloned()
+                    .map(|tun| (tun, Enforcement::Shared))
+                    .ok_or(Unenforced::NoTun),
+                (Ok(common), Place::Netns(path)) => self
+                    .settle_namespace(&path, common, instance.addresses)
+                    .map(|tun| (tun, Enforcement::Enforced)),
+            };
+            settled.insert(component.clone(), attached);
+        }
+        settled
+    }
+
+    fn settle_namespace(&mut self, path: &Path, common: &Common, addresses: AddressPair) -> Result<Arc<Tun>, Unenforced> {
+        let accepted = &self.config.accepted;
+        let mut site = match self.namespaces.remove(path).filter(|site| netns::is_at(path, accepted, site.id())) {
+            Some(site) => site,
+            None => Site::new(netns::open(path, accepted, self.host.id())?),
+        };
+        if let Some((other, _)) = self.namespaces.iter().find(|(_, other)| other.id() == site.id()) {
+            return Err(Unenforced::SameNamespace(path.into(), other.clone()));
+        }
+        site.apply(common, Some(addresses))?;
+        let tun = site.tun().cloned().ok_or(Unenforced::NoTun)?;
+        self.namespaces.insert(path.into(), site);
+        Ok(tun)
+    }
+
+    /// Gives each TUN its number and makes the report. Returns the TUNs that are no longer there, by their old numbers.
+    fn take_tuns(&mut self, settled: Settled) -> Tuns {
+        let mut old = std::mem::take(&mut self.tuns);
+        self.report.clear();
+        self.retry = false;
+        for (component, attached) in settled {
+            let enforcement = match attached {
+                Ok((tun, enforcement)) => {
+                    let same = old.remove(&component).filter(|(_, before)| Arc::ptr_eq(before, &tun));
+                    let numbered = same.unwrap_or_else(|| {
+                        self.next_tun = self.next_tun.wrapping_add(1);
+                        (TunId(self.next_tun), tun)
+                    });
+                    self.tuns.insert(component.clone(), numbered);
+                    enforcement
+                }
+                Err(why) => {
+                    self.retry |= why.may_pass();
+                    Enforcement::Unenforced(with_causes(&why))
+                }
+            };
+            self.report.insert(component, enforcement);
+        }
+        old.into_values().collect()
+    }
+
+    fn install(&mut self, new: &InForce, gone: &Tuns) -> Installed {
+        let tun = |component: &ComponentName| self.tuns.get(component).map(|(id, _)| *id);
+        let plan = Plan::from_view(
+            &new.view,
+            new.keys.clone(),
+            new.lease,
+            |instance| tun(&instance.component),
+            |_, _| None,
+        );
+        let installed = self.engine.install(&mut self.installer, plan, clock::now());
+        let tuns: Tuns = self.tuns.values().cloned().collect();
+        // Local ends of flows that were cut are told, also on a TUN that is about to go.
+        for (packet, to) in self.installer.tun() {
+            if let Some(tun) = tuns.get(&to).or_else(|| gone.get(&to)) {
+                let _lost = tun.write(&[0; VNET_HEADER_LEN], packet);
+            }
+        }
+        self.installer.end();
+        self.workers.set_tuns(tuns);
+        installed
+    }
+
+    /// Leaves namespaces in which no instance is attached any more as they were before.
+    fn forget_namespaces(&mut self, view: &View) {
+        let plan = attach::plan(view, &self.config.accepted);
+        let wanted = |path: &PathBuf| plan.sites.values().any(|(place, _)| matches!(place, Place::Netns(p) if p == path));
+        let unwanted: Vec<PathBuf> = self.namespaces.keys().filter(|path| !wanted(path)).cloned().collect();
+        for path in unwanted {
+            let Some(mut site) = self.namespaces.remove(&path) else { continue };
+            if let Err(error) = site.clear(view.config.overlay, &self.config.table) {
+                tracing::warn!(namespace = %path.display(), error = with_causes(&error), "cannot clean up a namespace");
+            }
+        }
+    }
+
+    fn is_healthy(&mut self) -> bool {
+        let accepted = &self.config.accepted;
+        let well = |site: &mut Site| {
+            site.check().unwrap_or_else(|error| {
+                tracing::warn!(error = with_causes(&error), "cannot check a namespace");
+                false
+            })
+        };
+        let host = well(&mut self.host);
+        let namespaces = self
+            .namespaces
+            .iter_mut()
+            .map(|(path, site)| netns::is_at(path, accepted, site.id()) && well(site));
+        namespaces.fold(host, |all, one| all && one)
+    }
+
+    fn tun_ids(&self) -> Vec<TunId> {
+        self.tuns.values().map(|(id, _)| *id).collect()
+    }
+}
+
+/// Takes away everything that a data plane with this configuration and view leaves behind on the host and in namespaces. The data plane
+/// must have ended.
+///
+/// # Errors
+/// The first [`Unenforced`], after having tried all of it.
+pub fn leave(config: &Config, view: &View) -> Result<(), Unenforced> {
+    let clear = |namespace: Result<NetNs, Unenforced>| Site::new(namespace?).clear(view.config.overlay, &config.table);
+    let home = NetNs::current()?;
+    let id = home.id();
+    let plan = attach::plan(view, &config.accepted);
+    let namespaces = plan.sites.into_values().filter_map(|(place, _)| match place {
+        Place::Host => None,
+        Place::Netns(path) => Some(clear(netns::open(&path, &config.accepted, id))),
+    });
+    // A namespace that is gone needs no cleaning.
+    let namespaces = namespaces.filter(|result| !matches!(result, Err(Unenforced::Namespace(NetNsError::Missing(_)))));
+    let results: Vec<_> = namespaces.chain(std::iter::once_with(|| clear(Ok(home)))).collect();
+    results.into_iter().collect()
+}
+
+/// An error and what caused it, in one line.
+pub(crate) fn with_causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
