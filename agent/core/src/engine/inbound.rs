@@ -12,7 +12,7 @@ use cloison_proto::version::Timestamp;
 use super::{Engine, Step, ecn};
 use crate::packet::{Direction, parse};
 use crate::path_policy::{PathPolicy, Route};
-use crate::peer::{Peer, PeerIndex, PeerState};
+use crate::peer::{PeerIndex, PeerState};
 use crate::wg::{Checked, Datagram, LocalKey, Message, Opened, Proof, SessionIndex};
 use crate::worker::{Transmit, Worker};
 
@@ -141,7 +141,6 @@ impl<P: PathPolicy, K: LocalKey> Step<'_, P, K> {
             Opened::Packet(len) => {
                 state.heard(meta.from, meta.local);
                 state.note_received(len, now);
-                drop(state);
                 self.arrive(index, len, meta.ecn)
             }
             Opened::Established(len) => self.conclude(&mut state, len, meta),
@@ -153,8 +152,9 @@ impl<P: PathPolicy, K: LocalKey> Step<'_, P, K> {
             Opened::Refused(reason) => return Err(reason),
             Opened::Accepted(_) => return Err(DropReason::Session),
         };
+        drop(state);
         if waits {
-            self.flush_behind(peer);
+            self.flush(peer);
         }
         result
     }
@@ -187,9 +187,5 @@ impl<P: PathPolicy, K: LocalKey> Step<'_, P, K> {
         }
         self.out.tun.commit(parsed.len, tun);
         Ok(())
-    }
-
-    fn flush_behind(&mut self, peer: &Arc<Peer<K>>) {
-        self.flush(peer);
     }
 }
