@@ -1,0 +1,347 @@
+//! Who may talk to whom, and whether it works right now.
+//!
+//! The answer is not the policy read once more: for each pair of instances, the views of both hosts are compiled as they are published, and
+//! both compiled tables are asked by [`Table::check`], the function that agents ask for each packet. Beside each verdict stand the rule's
+//! reasons and whether both hosts have the view in force.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+
+use cloison_proto::filter::{Table, Verdict};
+use cloison_proto::id::{HostId, RuleId};
+use cloison_proto::label::{ComponentName, HostName, ServiceName};
+use cloison_proto::net::{AddressPair, PortRange, PortSpec};
+use cloison_proto::policy::{Note, What};
+use cloison_proto::verdict::DropReason;
+use cloison_proto::version::MeshTime;
+use cloison_proto::view::View;
+
+use super::plan::{Member, MemberIndex, Plan};
+
+/// Most pairs of instances in one answer; the rest is counted.
+pub const MAX_PAIRS: usize = 64;
+
+/// What is asked: may `from` begin a conversation with `to` on `what`?
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Question {
+    /// Who begins.
+    pub from: ComponentName,
+    /// With whom.
+    pub to: ComponentName,
+    /// On what: a service, ports, or all declared services.
+    pub what: What,
+}
+
+/// A question that has no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ExplainError {
+    /// The policy has no such component.
+    #[error("there is no component {0} in the policy in force")]
+    UnknownComponent(ComponentName),
+    /// The component has no such service.
+    #[error("{component} has no service {service}: name one of its services, or ports as in tcp/5432")]
+    UnknownService {
+        /// Whose.
+        component: ComponentName,
+        /// Which.
+        service: ServiceName,
+    },
+    /// All services were meant, and there are none.
+    #[error("{0} declares no service: name ports, as in tcp/5432")]
+    NoServices(ComponentName),
+}
+
+/// The answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Explanation {
+    /// The ports that were asked for.
+    pub ports: Vec<PortSpec>,
+    /// Each pair of instances, by host ids; at most [`MAX_PAIRS`]. None if one of the components runs nowhere.
+    pub pairs: Vec<PairAnswer>,
+    /// How many pairs are left out.
+    pub unlisted: usize,
+    /// The rules that the answers cite.
+    pub rules: BTreeMap<RuleId, RuleNote>,
+    /// The hosts that the answers name.
+    pub hosts: BTreeMap<HostId, HostState>,
+}
+
+/// One pair of instances.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PairAnswer {
+    /// Who begins.
+    pub from: InstanceRef,
+    /// With whom.
+    pub to: InstanceRef,
+    /// What holds for which ports, in order; together they are the ports asked for.
+    pub answers: Vec<PortAnswer>,
+}
+
+impl PairAnswer {
+    /// Whether both ends allow every port asked for.
+    #[must_use]
+    pub fn is_allowed(&self) -> bool {
+        self.answers.iter().all(PortAnswer::is_allowed)
+    }
+}
+
+/// An instance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InstanceRef {
+    /// Where it runs.
+    pub host: HostId,
+    /// Its addresses.
+    pub addresses: AddressPair,
+}
+
+/// What both ends say about some ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PortAnswer {
+    /// The ports.
+    pub ports: PortSpec,
+    /// What the host of the beginning instance does.
+    pub sender: EndVerdict,
+    /// What the host of the other one does.
+    pub receiver: EndVerdict,
+}
+
+impl PortAnswer {
+    /// Whether both ends allow it.
+    #[must_use]
+    pub const fn is_allowed(&self) -> bool {
+        matches!(
+            (self.sender, self.receiver),
+            (EndVerdict::Allowed { .. }, EndVerdict::Allowed { .. })
+        )
+    }
+}
+
+/// What one end says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EndVerdict {
+    /// A rule allows it.
+    Allowed {
+        /// Which rule: the first by id.
+        rule: RuleId,
+        /// Until when; [`MeshTime::NEVER`] if it does not end.
+        until: MeshTime,
+    },
+    /// It drops it.
+    Denied(DropReason),
+}
+
+/// What people wrote about a rule. It never leaves the coordinator.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuleNote {
+    /// Its canonical text.
+    pub arrow: String,
+    /// Why it exists.
+    pub why: Option<Note>,
+    /// Who answers for it.
+    pub owner: Option<Note>,
+    /// When it ends.
+    pub expires: Option<MeshTime>,
+}
+
+/// A host as an answer names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostState {
+    /// Its name.
+    pub name: HostName,
+    /// How it does.
+    pub live: HostLive,
+}
+
+/// How a host does right now.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HostLive {
+    /// Whether its agent is linked.
+    pub linked: bool,
+    /// Whether it acknowledged the view in force.
+    pub applied: bool,
+    /// Components that it cannot enforce, with the reason: their packets do not pass.
+    pub unenforced: BTreeMap<ComponentName, String>,
+}
+
+/// Who knows how hosts do: the publisher.
+pub trait LiveState {
+    /// How `host` does.
+    fn live(&self, host: HostId) -> HostLive;
+}
+
+/// Answers a question at mesh time `now`.
+///
+/// # Errors
+/// [`ExplainError`].
+pub fn explain(plan: &Plan, question: &Question, now: MeshTime, live: &dyn LiveState) -> Result<Explanation, ExplainError> {
+    let index = |name: &ComponentName| plan.member(name).ok_or_else(|| ExplainError::UnknownComponent(name.clone()));
+    let (from, to) = (index(&question.from)?, index(&question.to)?);
+    let asked = ports(plan, question)?;
+    let segments: Vec<_> = asked.iter().flat_map(|ports| segments(plan, from, to, *ports)).collect();
+    let mut tables = Tables::new(plan);
+    let mut explanation = Explanation {
+        ports: asked,
+        pairs: Vec::new(),
+        unlisted: 0,
+        rules: BTreeMap::new(),
+        hosts: BTreeMap::new(),
+    };
+    for (source, destination) in pairs(&plan.members[from], &plan.members[to], from == to) {
+        if explanation.pairs.len() == MAX_PAIRS {
+            explanation.unlisted += 1;
+            continue;
+        }
+        let answers = segments.iter().map(|ports| PortAnswer {
+            ports: *ports,
+            sender: tables.ask(source.host, &source, &destination, *ports, now),
+            receiver: tables.ask(destination.host, &source, &destination, *ports, now),
+        });
+        let answers = answers.collect();
+        explanation.cite(plan, &source, &destination, live);
+        explanation.pairs.push(PairAnswer {
+            from: source,
+            to: destination,
+            answers,
+        });
+    }
+    explanation.note_rules(plan);
+    Ok(explanation)
+}
+
+impl Explanation {
+    fn cite(&mut self, plan: &Plan, source: &InstanceRef, destination: &InstanceRef, live: &dyn LiveState) {
+        for id in [source.host, destination.host] {
+            let Some(host) = plan.inventory.hosts.get(&id) else { continue };
+            self.hosts.entry(id).or_insert_with(|| HostState {
+                name: host.name.clone(),
+                live: live.live(id),
+            });
+        }
+    }
+
+    fn note_rules(&mut self, plan: &Plan) {
+        let ends = self
+            .pairs
+            .iter()
+            .flat_map(|pair| &pair.answers)
+            .flat_map(|answer| [answer.sender, answer.receiver]);
+        let cited = ends.filter_map(|end| match end {
+            EndVerdict::Allowed { rule, .. } => Some(rule),
+            EndVerdict::Denied(_) => None,
+        });
+        let cited: BTreeSet<_> = cited.collect();
+        let rules = plan.policy.rules().iter().filter(|rule| cited.contains(&rule.id));
+        self.rules = rules
+            .map(|rule| {
+                let note = RuleNote {
+                    arrow: rule.arrow(),
+                    why: rule.why.clone(),
+                    owner: rule.owner.clone(),
+                    expires: rule.expires,
+                };
+                (rule.id, note)
+            })
+            .collect();
+    }
+}
+
+/// What the question's `what` means on its target.
+fn ports(plan: &Plan, question: &Question) -> Result<Vec<PortSpec>, ExplainError> {
+    let component = question.to.clone();
+    let services = plan.policy.components().get(&component).map(|c| &c.services);
+    let mut found: Vec<_> = match &question.what {
+        What::Ports(ports) => vec![*ports],
+        What::Service(service) => match services.and_then(|s| s.get(service)) {
+            Some(ports) => ports.clone(),
+            None => {
+                let service = service.clone();
+                return Err(ExplainError::UnknownService { component, service });
+            }
+        },
+        What::AllServices => services.into_iter().flatten().flat_map(|(_, ports)| ports.clone()).collect(),
+    };
+    found.sort_unstable();
+    found.dedup();
+    if found.is_empty() {
+        return Err(ExplainError::NoServices(component));
+    }
+    Ok(found)
+}
+
+/// `ports` in pieces within which no rule between the two makes a difference.
+fn segments(plan: &Plan, from: MemberIndex, to: MemberIndex, ports: PortSpec) -> Vec<PortSpec> {
+    let (whole, make): (PortRange, fn(PortRange) -> PortSpec) = match ports {
+        PortSpec::Tcp(range) => (range, PortSpec::Tcp),
+        PortSpec::Udp(range) => (range, PortSpec::Udp),
+        PortSpec::Icmp => return vec![PortSpec::Icmp],
+    };
+    let mut starts = BTreeSet::from([whole.first()]);
+    for (_, grants) in plan.openings(from, to) {
+        for grant in grants.iter().filter(|g| g.ports.protocol() == ports.protocol()) {
+            if let PortSpec::Tcp(range) | PortSpec::Udp(range) = grant.ports {
+                let cuts = [Some(range.first()), range.last().checked_add(1)];
+                starts.extend(cuts.into_iter().flatten().filter(|cut| whole.contains(*cut)));
+            }
+        }
+    }
+    let ends = starts.iter().skip(1).map(|next| next - 1).chain([whole.last()]);
+    let ranges = starts
+        .iter()
+        .zip(ends)
+        .filter_map(|(first, last)| PortRange::new(*first, last).ok());
+    ranges.map(make).collect()
+}
+
+/// Every pair of instances, but for an instance with itself: that stays in its kernel.
+fn pairs<'p>(from: &'p Member, to: &'p Member, same: bool) -> impl Iterator<Item = (InstanceRef, InstanceRef)> + 'p {
+    let instance = |(host, addresses): &(HostId, AddressPair)| InstanceRef {
+        host: *host,
+        addresses: *addresses,
+    };
+    let all = from
+        .instances
+        .iter()
+        .flat_map(move |from| to.instances.iter().map(move |to| (instance(from), instance(to))));
+    all.filter(move |(from, to)| !same || from.host != to.host)
+}
+
+/// The compiled tables of the hosts that were asked, each compiled once.
+struct Tables<'p> {
+    plan: &'p Plan,
+    known: HashMap<HostId, Option<Table>>,
+}
+
+impl<'p> Tables<'p> {
+    fn new(plan: &'p Plan) -> Self {
+        Self {
+            plan,
+            known: HashMap::new(),
+        }
+    }
+
+    /// What `host` does with the first packet. A view that cannot be compiled is one that the host does not have.
+    fn ask(&mut self, host: HostId, from: &InstanceRef, to: &InstanceRef, ports: PortSpec, now: MeshTime) -> EndVerdict {
+        let plan = self.plan;
+        let table = self.known.entry(host).or_insert_with(|| compile(plan, host));
+        let Some(table) = table else {
+            return EndVerdict::Denied(DropReason::NoView);
+        };
+        let port = match ports {
+            PortSpec::Tcp(range) | PortSpec::Udp(range) => range.first(),
+            PortSpec::Icmp => 0,
+        };
+        let (source, destination) = (IpAddr::V6(from.addresses.v6), IpAddr::V6(to.addresses.v6));
+        match table.check(source, destination, ports.protocol(), port, now) {
+            Verdict::Denied(reason) => EndVerdict::Denied(reason),
+            Verdict::Allowed { rule, until } => match table.rule(rule) {
+                Some(rule) => EndVerdict::Allowed { rule, until },
+                None => EndVerdict::Denied(DropReason::NoRule),
+            },
+        }
+    }
+}
+
+fn compile(plan: &Plan, host: HostId) -> Option<Table> {
+    let items = plan.items(host, &[]).ok()??;
+    View::parse(&items, host).ok().map(|view| Table::new(&view))
+}
