@@ -1,0 +1,286 @@
+//! One link, as a state machine: frames and offers in, frames and events out. No IO, no clock, no lock.
+//!
+//! A view goes as a delta if the base is known to be what the agent holds once it has carried out all that was sent before, and as a
+//! snapshot otherwise. A new one is put together only when everything before it was taken out by [`Link::next_frame`]: what became outdated
+//! while a slow agent was reading is never sent. Behind a view, and whenever there is a new one, comes the lease; behind that, hints.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use cloison_proto::control::agent::{Ack, AgentMessage, Endpoint, Hello, MAX_DETAIL, MAX_ENDPOINTS, Nack, Report};
+use cloison_proto::control::coordinator::{
+    Certificate, CoordinatorMessage, Goodbye, Hints, LeaseGrant, PeerHint, ViewEnd, ViewItems, ViewStart,
+};
+use cloison_proto::control::frame::{Frame, FrameError, MAX_VIEW_CHUNK};
+use cloison_proto::id::HostId;
+use cloison_proto::version::{MeshTime, Timestamp, Version};
+use cloison_proto::view::{Items, Op, StateHash};
+
+use super::limit::Bucket;
+use crate::publish::{Farewell, Offer};
+
+/// Frames of an agent: this many in a second, and a burst.
+const FRAMES_PER_SECOND: u32 = 20;
+const FRAME_BURST: u32 = 100;
+
+/// Peers in one frame of hints: with eight endpoints each, half of what a frame holds.
+const HINTS_PER_FRAME: usize = 256;
+
+/// Most instances that a report is heard about: a host has no more than a few.
+const MAX_UNENFORCED: usize = 1024;
+
+/// Why a link cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    /// More frames than an agent may send.
+    #[error("more than {FRAMES_PER_SECOND} frames a second")]
+    Rate,
+    /// A frame that is not what its kind asks for.
+    #[error(transparent)]
+    Malformed(#[from] FrameError),
+    /// The first frame is no greeting, or a later one is.
+    #[error("a link begins with one greeting")]
+    Order,
+}
+
+/// What an agent said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// The view is in force.
+    Acked(Ack),
+    /// The view was refused.
+    Nacked(Nack),
+    /// Where the host may be reached.
+    Moved(Vec<Endpoint>),
+    /// How it does.
+    Reported(Report),
+    /// It wants a new certificate.
+    RenewCertificate,
+}
+
+/// What was sent, and what the agent makes of it.
+#[derive(Debug)]
+struct Sent {
+    version: Version,
+    state_hash: StateHash,
+    /// Whether the agent could refuse it for want of a base.
+    by_delta: bool,
+}
+
+/// A link that was opened by a greeting.
+#[derive(Debug)]
+pub struct Link {
+    budget: Bucket,
+    /// What the agent holds once it has carried out all that was sent.
+    base: Option<(StateHash, Arc<Items>)>,
+    sent: Option<Sent>,
+    /// A view that the agent will not have: it is not sent again on this link, nor a lease for it.
+    refused: Option<StateHash>,
+    leased_at: Option<MeshTime>,
+    hinted: BTreeMap<HostId, PeerHint>,
+    offer: Option<Arc<Offer>>,
+    hints: Option<Vec<PeerHint>>,
+    outgoing: VecDeque<Frame>,
+}
+
+impl Link {
+    /// Reads the first frame of a link.
+    ///
+    /// # Errors
+    /// [`Fault::Malformed`], [`Fault::Order`].
+    pub fn greeting(frame: &Frame) -> Result<Hello, Fault> {
+        match AgentMessage::from_frame(frame)? {
+            Some(AgentMessage::Hello(mut hello)) => {
+                hello.endpoints.truncate(MAX_ENDPOINTS);
+                cut(&mut hello.software);
+                Ok(hello)
+            }
+            Some(_) | None => Err(Fault::Order),
+        }
+    }
+
+    /// The link of an agent that greeted with `hello`; `base` are the items of the view that it has in force, if they are at hand.
+    #[must_use]
+    pub fn new(hello: &Hello, base: Option<Arc<Items>>, now: Timestamp) -> Self {
+        let in_force = hello.version.zip(hello.state_hash);
+        Self {
+            budget: Bucket::new(FRAME_BURST, FRAMES_PER_SECOND, Duration::from_secs(1), now),
+            sent: in_force.map(|(version, state_hash)| Sent {
+                version,
+                state_hash,
+                by_delta: false,
+            }),
+            base: hello.state_hash.zip(base),
+            refused: None,
+            leased_at: None,
+            hinted: BTreeMap::new(),
+            offer: None,
+            hints: None,
+            outgoing: VecDeque::new(),
+        }
+    }
+
+    /// Takes a frame from the agent; `None` for a kind that is not known.
+    ///
+    /// # Errors
+    /// [`Fault`]: the link has to end.
+    pub fn on_frame(&mut self, frame: &Frame, now: Timestamp) -> Result<Option<Event>, Fault> {
+        if !self.budget.take(now) {
+            return Err(Fault::Rate);
+        }
+        Ok(match AgentMessage::from_frame(frame)? {
+            None => None,
+            Some(AgentMessage::Hello(_)) => return Err(Fault::Order),
+            Some(AgentMessage::Ack(ack)) => Some(Event::Acked(ack)),
+            Some(AgentMessage::Nack(mut nack)) => {
+                cut(&mut nack.code);
+                cut(&mut nack.detail);
+                self.on_refusal(&nack);
+                Some(Event::Nacked(nack))
+            }
+            Some(AgentMessage::Endpoints(mut moved)) => {
+                moved.endpoints.truncate(MAX_ENDPOINTS);
+                Some(Event::Moved(moved.endpoints))
+            }
+            Some(AgentMessage::Report(mut report)) => {
+                report.unenforced.truncate(MAX_UNENFORCED);
+                report.unenforced.iter_mut().for_each(|instance| cut(&mut instance.reason));
+                Some(Event::Reported(report))
+            }
+            Some(AgentMessage::RenewCertificate(_)) => Some(Event::RenewCertificate),
+        })
+    }
+
+    /// A refused delta is followed by a snapshot, once; a refused snapshot by nothing, until there is another view.
+    fn on_refusal(&mut self, nack: &Nack) {
+        let Some(sent) = self.sent.as_ref().filter(|sent| sent.version == nack.version) else {
+            return;
+        };
+        if !sent.by_delta {
+            self.refused = Some(sent.state_hash);
+        }
+        self.base = None;
+        self.sent = None;
+    }
+
+    /// There is a view on offer, or another lease for the one that was.
+    pub fn on_offer(&mut self, offer: Arc<Offer>) {
+        self.offer = Some(offer);
+    }
+
+    /// What is known of where peers are.
+    pub fn on_hints(&mut self, hints: Vec<PeerHint>) {
+        self.hints = Some(hints);
+    }
+
+    /// Sends a new certificate.
+    pub fn on_certificate(&mut self, der: Vec<u8>) {
+        self.push(Certificate { der });
+    }
+
+    /// The next frame to be sent.
+    pub fn next_frame(&mut self) -> Option<Frame> {
+        if self.outgoing.is_empty()
+            && let Some(offer) = self.offer.take()
+        {
+            self.send_offer(&offer);
+        }
+        if self.outgoing.is_empty()
+            && let Some(hints) = self.hints.take()
+        {
+            self.send_hints(hints);
+        }
+        self.outgoing.pop_front()
+    }
+
+    fn send_offer(&mut self, offer: &Offer) {
+        let header = &offer.header;
+        if self.refused == Some(header.state_hash) {
+            return;
+        }
+        let is_sent = |sent: &Sent| (sent.version, sent.state_hash) == (header.version, header.state_hash);
+        if !self.sent.as_ref().is_some_and(is_sent) {
+            self.send_view(offer);
+        } else if self.leased_at.is_some_and(|at| offer.leased_at <= at) {
+            return;
+        }
+        self.leased_at = Some(offer.leased_at);
+        self.push(LeaseGrant {
+            lease: offer.lease.clone(),
+        });
+    }
+
+    fn send_view(&mut self, offer: &Offer) {
+        let base = self.base.take();
+        let ops = match &base {
+            Some((_, items)) => offer.items.changes_since(items),
+            None => offer.items.changes_since(&Items::default()),
+        };
+        self.push(ViewStart {
+            header: offer.signed.clone(),
+            base: base.as_ref().map(|(hash, _)| *hash),
+        });
+        for ops in chunks(ops) {
+            self.push(ViewItems { ops });
+        }
+        self.push(ViewEnd {});
+        self.sent = Some(Sent {
+            version: offer.header.version,
+            state_hash: offer.header.state_hash,
+            by_delta: base.is_some(),
+        });
+        self.base = Some((offer.header.state_hash, Arc::clone(&offer.items)));
+    }
+
+    /// Sends the hints that are not what was sent before.
+    fn send_hints(&mut self, hints: Vec<PeerHint>) {
+        let known = std::mem::take(&mut self.hinted);
+        let news: Vec<_> = hints.iter().filter(|hint| known.get(&hint.host) != Some(hint)).cloned().collect();
+        self.hinted = hints.into_iter().map(|hint| (hint.host, hint)).collect();
+        for peers in news.chunks(HINTS_PER_FRAME) {
+            self.push(Hints { peers: peers.to_vec() });
+        }
+    }
+
+    fn push(&mut self, message: impl Into<CoordinatorMessage>) {
+        self.outgoing.push_back(message.into().to_frame());
+    }
+}
+
+/// The last frame of a link.
+#[must_use]
+pub fn goodbye(farewell: Farewell) -> Frame {
+    let goodbye = Goodbye {
+        code: farewell.code().to_owned(),
+        retry_after_secs: farewell.retry_after().as_secs(),
+    };
+    CoordinatorMessage::Goodbye(goodbye).to_frame()
+}
+
+/// Changes in pieces of at most [`MAX_VIEW_CHUNK`] bytes.
+fn chunks(ops: Vec<Op>) -> Vec<Vec<Op>> {
+    /// A change's map, its numbers and the heads of its byte strings.
+    const AROUND: usize = 24;
+    let mut chunks = Vec::new();
+    let (mut chunk, mut len) = (Vec::new(), 0);
+    for op in ops {
+        let size = AROUND + op.at.key.len() + op.bytes.as_ref().map_or(0, |bytes| bytes.len());
+        if len + size > MAX_VIEW_CHUNK && !chunk.is_empty() {
+            chunks.push(std::mem::take(&mut chunk));
+            len = 0;
+        }
+        len += size;
+        chunk.push(op);
+    }
+    if !chunk.is_empty() {
+        chunks.push(chunk);
+    }
+    chunks
+}
+
+/// Cuts a text from outside at [`MAX_DETAIL`] bytes, and takes out what is no plain text.
+fn cut(text: &mut String) {
+    text.truncate(text.floor_char_boundary(MAX_DETAIL));
+    text.retain(|c| !c.is_control());
+}

@@ -1,0 +1,273 @@
+//! Moves the bytes of one link between its stream and its [`Session`], and does what the session asks for.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cloison_proto::control::frame::{Frame, FrameBuffer, FrameError};
+use cloison_proto::version::{MeshTime, Timestamp};
+use quinn::{Connection, ReadError, RecvStream, SendStream, WriteError};
+use tokio::time::{Instant, timeout};
+
+use super::link::{Fault, goodbye};
+use super::listener::Shared;
+use super::session::{Effect, Now, OpenError, Peer, Session};
+use crate::publish::Farewell;
+use crate::store::StoreError;
+use crate::trust::{IssueError, LinkedHost};
+
+/// How long an agent may take to open its stream and to greet.
+const GREETING: Duration = Duration::from_secs(10);
+
+/// How long one frame may take: a link that does not read is none.
+const WRITE: Duration = Duration::from_secs(30);
+
+/// How often a link that nothing happens on looks around, and notes that the host is in contact.
+const TICK: Duration = Duration::from_secs(60);
+
+/// Bytes taken off a stream at once.
+const READ: usize = 16 * 1024;
+
+/// Why a link ended.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LinkError {
+    /// This side ended it.
+    #[error("the link was ended: {}", .0.code())]
+    Dismissed(Farewell),
+    /// The agent did not do what a link asks for.
+    #[error(transparent)]
+    Fault(#[from] Fault),
+    /// It did not begin.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The agent took too long.
+    #[error("the agent took too long to {0}")]
+    Slow(&'static str),
+    /// The agent closed its stream.
+    #[error("the agent closed the link")]
+    Closed,
+    /// The connection broke.
+    #[error(transparent)]
+    Connection(#[from] quinn::ConnectionError),
+    /// The stream broke.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// The stream broke.
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    /// A frame of ours that no frame can hold.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// The store did not answer.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// No certificate could be made.
+    #[error(transparent)]
+    Issue(#[from] IssueError),
+}
+
+impl LinkError {
+    /// What the agent is told, in the last frame and as the reason of the close.
+    pub(super) const fn farewell(&self) -> Option<Farewell> {
+        match self {
+            Self::Dismissed(farewell) => Some(*farewell),
+            Self::Fault(Fault::Rate) => Some(Farewell::Rate),
+            Self::Fault(Fault::Malformed(_) | Fault::Order)
+            | Self::Open(_)
+            | Self::Slow(_)
+            | Self::Closed
+            | Self::Connection(_)
+            | Self::Read(_)
+            | Self::Write(_)
+            | Self::Frame(_)
+            | Self::Store(_)
+            | Self::Issue(_) => None,
+        }
+    }
+}
+
+/// A stream of frames.
+pub(super) struct Wire {
+    send: SendStream,
+    recv: RecvStream,
+    buffer: FrameBuffer,
+    chunk: Box<[u8]>,
+}
+
+impl Wire {
+    pub(super) fn new((send, recv): (SendStream, RecvStream)) -> Self {
+        Self {
+            send,
+            recv,
+            buffer: FrameBuffer::default(),
+            chunk: vec![0; READ].into(),
+        }
+    }
+
+    /// The next frame. May be dropped while it waits: nothing is lost.
+    pub(super) async fn read(&mut self) -> Result<Frame, LinkError> {
+        loop {
+            if let Some(frame) = self.buffer.next_frame().map_err(Fault::from)? {
+                return Ok(frame);
+            }
+            let len = self.recv.read(&mut self.chunk).await?.ok_or(LinkError::Closed)?;
+            self.buffer.push(&self.chunk[..len]);
+        }
+    }
+
+    /// Sends a whole frame.
+    pub(super) async fn write(&mut self, frame: &Frame) -> Result<(), LinkError> {
+        let bytes = frame.to_bytes()?;
+        timeout(WRITE, self.send.write_all(&bytes))
+            .await
+            .map_err(|_| LinkError::Slow("read"))??;
+        Ok(())
+    }
+
+    /// Says that nothing more comes.
+    pub(super) fn finish(&mut self) {
+        // A stream that is closed already needs no end.
+        let _ = self.send.finish();
+    }
+}
+
+/// One link, from its first frame to its end.
+pub(super) async fn link(shared: &Shared, connection: &Connection, linked: LinkedHost) -> Result<(), LinkError> {
+    let stream = timeout(GREETING, connection.accept_bi())
+        .await
+        .map_err(|_| LinkError::Slow("open a stream"))??;
+    let mut wire = Wire::new(stream);
+    let first = timeout(GREETING, wire.read()).await.map_err(|_| LinkError::Slow("greet"))??;
+    let record = shared.store.host(linked.host).await?;
+    let peer = Peer {
+        host: linked.host,
+        address: connection.remote_address().ip(),
+        incarnation: record.incarnation,
+    };
+    let (mut session, effects) = Session::open(&shared.hub, peer, &first, shared.now())?;
+    tracing::info!(host = %linked.host, "a host linked");
+    for effect in effects {
+        perform(shared, &linked, &mut session, effect).await?;
+    }
+    let certificates = [record.certificates.current, record.certificates.next].into_iter().flatten();
+    let ends = certificates
+        .filter(|(serial, _)| *serial == linked.serial)
+        .map(|(_, ends)| ends)
+        .max();
+    let link = Served {
+        shared,
+        connection,
+        linked,
+        ends: ends.unwrap_or_default(),
+    };
+    let ended = link.talk(&mut session, &mut wire).await;
+    if let Err(error) = &ended
+        && let Some(farewell) = error.farewell()
+    {
+        // A stream that is stuck in the middle of a frame cannot carry it; the reason of the close says the same.
+        let _ = timeout(Duration::from_secs(1), wire.write(&goodbye(farewell))).await;
+        wire.finish();
+        let _ = timeout(Duration::from_millis(200), wire.send.stopped()).await;
+    }
+    ended
+}
+
+/// What a link does not change.
+struct Served<'a> {
+    shared: &'a Shared,
+    connection: &'a Connection,
+    linked: LinkedHost,
+    /// When the certificate ends that the link was opened with.
+    ends: MeshTime,
+}
+
+impl Served<'_> {
+    async fn talk(&self, session: &mut Session, wire: &mut Wire) -> Result<(), LinkError> {
+        let (shared, slot) = (self.shared, Arc::clone(session.slot()));
+        let mut noted = Instant::now();
+        loop {
+            if let Some(farewell) = session.farewell() {
+                return Err(LinkError::Dismissed(farewell));
+            }
+            if shared.store.now() >= self.ends {
+                return Err(LinkError::Dismissed(Farewell::Expired));
+            }
+            if let Some(frame) = session.next_frame() {
+                self.send(session, wire, &frame).await?;
+                continue;
+            }
+            tokio::select! {
+                frame = wire.read() => {
+                    if let Some(effect) = session.on_frame(&frame?, shared.now())? {
+                        perform(shared, &self.linked, session, effect).await?;
+                    }
+                }
+                () = slot.woken() => session.refresh(shared.store.now()),
+                () = tokio::time::sleep(until(session.lease_due(), shared.store.now())) => {
+                    session.on_address(self.connection.remote_address().ip());
+                    session.refresh(shared.store.now());
+                    if noted.elapsed() >= TICK {
+                        noted = Instant::now();
+                        perform(shared, &self.linked, session, session.contact()).await?;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Sends a frame, unless the link has to end before the agent took it.
+    async fn send(&self, session: &mut Session, wire: &mut Wire, frame: &Frame) -> Result<(), LinkError> {
+        let slot = Arc::clone(session.slot());
+        let mut write = pin!(wire.write(frame));
+        loop {
+            tokio::select! {
+                written = &mut write => return written,
+                () = slot.woken() => match session.farewell() {
+                    Some(farewell) => return Err(LinkError::Dismissed(farewell)),
+                    None => session.refresh(self.shared.store.now()),
+                },
+            }
+        }
+    }
+}
+
+/// How long to wait for what is due at mesh time `due`: at most a tick, because the wall clock may be set.
+fn until(due: Option<MeshTime>, now: MeshTime) -> Duration {
+    due.map_or(TICK, |due| {
+        Duration::from_secs(due.0.saturating_sub(now.0)).clamp(Duration::from_millis(200), TICK)
+    })
+}
+
+async fn perform(shared: &Shared, linked: &LinkedHost, session: &mut Session, effect: Effect) -> Result<(), LinkError> {
+    match effect {
+        Effect::NoteSeen(incarnation) => shared.store.record_seen(linked.host, incarnation).await?,
+        Effect::NoteCloned => {
+            tracing::warn!(host = %linked.host, "two machines use this host's keys, by all appearance");
+            shared.store.record_cloned(linked.host).await?;
+        }
+        Effect::IssueCertificate => {
+            if !shared.renewals.take(linked.host, shared.now().monotonic) {
+                tracing::warn!(host = %linked.host, "a host asks for certificates too often");
+                return Ok(());
+            }
+            let issued = shared.roots.issue_host(linked.host, &linked.identity, shared.store.environment())?;
+            shared
+                .store
+                .record_certificate(linked.host, issued.serial, issued.not_after)
+                .await?;
+            session.on_certificate(issued.certificate.to_vec());
+        }
+    }
+    Ok(())
+}
+
+impl Shared {
+    /// Both times.
+    pub(super) fn now(&self) -> Now {
+        let since = u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        Now {
+            mesh: self.store.now(),
+            monotonic: Timestamp(since),
+        }
+    }
+}

@@ -1,0 +1,542 @@
+//! What is published, and how far it got: each host's signed view, what the host said about it, and its link.
+//!
+//! The publisher puts views in; links take them out, and bring in what agents say. A link that has news waiting is woken without being told
+//! what: it asks for the latest, so that a slow link skips what was outdated before it was sent. Nothing here waits, and no lock is held
+//! while anything else happens.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use cloison_proto::control::agent::{Ack, Endpoint, Hello, Nack, Report};
+use cloison_proto::control::coordinator::PeerHint;
+use cloison_proto::id::{HostId, MeshId};
+use cloison_proto::label::ComponentName;
+use cloison_proto::lease::{Lease, RENEWALS_PER_LEASE};
+use cloison_proto::net::OverlayRange;
+use cloison_proto::signed::Signed;
+use cloison_proto::version::{MeshTime, Version};
+use cloison_proto::view::{Header, Items, StateHash, section};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
+
+use super::endpoint::candidates;
+use crate::policy::explain::{HostLive, LiveState};
+use crate::trust::Roots;
+
+/// A host's view as it is offered, with a lease for it.
+#[derive(Debug, Clone)]
+pub struct Offer {
+    /// What was signed about the view.
+    pub header: Header,
+    /// The signed header.
+    pub signed: Signed,
+    /// The items.
+    pub items: Arc<Items>,
+    /// The lease.
+    pub lease: Signed,
+    /// When the lease was issued.
+    pub leased_at: MeshTime,
+    valid_for: Duration,
+    peers: Arc<[HostId]>,
+}
+
+impl Offer {
+    /// Signs a view and a first lease for it.
+    #[must_use]
+    pub fn new(roots: &Roots, header: Header, items: Arc<Items>, valid_for: Duration, now: MeshTime) -> Self {
+        let peers = items.iter().filter(|(at, _)| at.section == section::PEER);
+        let peers = peers.filter_map(|(at, _)| at.key.as_slice().try_into().ok().map(HostId));
+        Self {
+            header,
+            signed: header.sign(roots.view_key()),
+            peers: peers.collect(),
+            items,
+            lease: lease(roots, &header, valid_for, now),
+            leased_at: now,
+            valid_for,
+        }
+    }
+
+    /// When a new lease is due.
+    #[must_use]
+    pub fn lease_due(&self) -> MeshTime {
+        self.leased_at.plus(self.valid_for / RENEWALS_PER_LEASE)
+    }
+}
+
+fn lease(roots: &Roots, header: &Header, valid_for: Duration, now: MeshTime) -> Signed {
+    let lease = Lease {
+        mesh: header.mesh,
+        host: header.host,
+        version: header.version,
+        state_hash: header.state_hash,
+        issued_at: now,
+        valid_for_secs: valid_for.as_secs(),
+    };
+    lease.sign(roots.view_key())
+}
+
+/// Why a link ends from this side. The codes are those of [`cloison_proto::control::coordinator::Goodbye`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Farewell {
+    /// The host was revoked.
+    Revoked,
+    /// The host has a newer link.
+    Replaced,
+    /// The agent sent more frames than it may.
+    Rate,
+    /// The certificate that the link was opened with ran out.
+    Expired,
+    /// The coordinator stops.
+    Shutdown,
+}
+
+impl Farewell {
+    /// Stable code.
+    #[must_use]
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::Revoked => "revoked",
+            Self::Replaced => "replaced",
+            Self::Rate => "rate",
+            Self::Expired => "expired",
+            Self::Shutdown => "shutdown",
+        }
+    }
+
+    /// How long the agent shall wait before it links again.
+    #[must_use]
+    pub const fn retry_after(self) -> Duration {
+        match self {
+            Self::Revoked => Duration::from_secs(3600),
+            Self::Replaced | Self::Rate => Duration::from_secs(60),
+            Self::Expired => Duration::ZERO,
+            Self::Shutdown => Duration::from_secs(5),
+        }
+    }
+}
+
+/// One link as the hub knows it.
+#[derive(Debug, Default)]
+pub struct Slot {
+    wake: Notify,
+    farewell: OnceLock<Farewell>,
+}
+
+impl Slot {
+    /// Waits until there may be something new for this link. News that came before the call are not missed.
+    pub async fn woken(&self) {
+        self.wake.notified().await;
+    }
+
+    /// Why the link has to end, if it has to.
+    #[must_use]
+    pub fn farewell(&self) -> Option<Farewell> {
+        self.farewell.get().copied()
+    }
+
+    fn wake(&self) {
+        self.wake.notify_one();
+    }
+
+    fn dismiss(&self, farewell: Farewell) {
+        // The first reason stands.
+        let _ = self.farewell.set(farewell);
+        self.wake();
+    }
+}
+
+/// What the hub tells a link that begins.
+#[derive(Debug)]
+pub struct Welcome {
+    /// The link.
+    pub slot: Arc<Slot>,
+    /// The items of the view that the agent has in force, if they are still at hand: the base of a delta.
+    pub base: Option<Arc<Items>>,
+    /// Whether another machine uses this host's keys, by all appearance, and this link is the first to show it.
+    pub cloned: bool,
+}
+
+/// A refusal, as the agent put it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// The view that was refused.
+    pub version: Version,
+    /// Stable code.
+    pub code: String,
+    /// For people.
+    pub detail: String,
+}
+
+/// How far the views got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Progress {
+    /// The state that was compiled last.
+    pub version: Version,
+    /// How many hosts there are.
+    pub hosts: usize,
+    /// How many of them acknowledged the view compiled from that state.
+    pub applied: usize,
+    /// How many of them are linked.
+    pub linked: usize,
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    offer: Option<Arc<Offer>>,
+    /// The offer before this one: an acknowledgement or a link's base may still mean it.
+    previous: Option<Arc<Offer>>,
+    acked: Option<StateHash>,
+    /// The items behind `acked`, if they are known.
+    acked_items: Option<Arc<Items>>,
+    refusal: Option<Refusal>,
+    link: Option<Arc<Slot>>,
+    said: Vec<Endpoint>,
+    seen: Option<IpAddr>,
+    incarnation: u64,
+    cloned: bool,
+    unenforced: BTreeMap<ComponentName, String>,
+}
+
+impl Entry {
+    fn is_applied(&self) -> bool {
+        self.offer.as_ref().is_some_and(|offer| self.acked == Some(offer.header.state_hash))
+    }
+
+    /// The items of a view that this host may have.
+    fn items(&self, state_hash: StateHash) -> Option<Arc<Items>> {
+        let offered = [&self.offer, &self.previous]
+            .into_iter()
+            .flatten()
+            .find(|offer| offer.header.state_hash == state_hash);
+        let acked = self.acked_items.as_ref().filter(|_| self.acked == Some(state_hash));
+        offered.map(|offer| &offer.items).or(acked).map(Arc::clone)
+    }
+
+    fn is_current(&self, slot: &Arc<Slot>) -> bool {
+        self.link.as_ref().is_some_and(|link| Arc::ptr_eq(link, slot))
+    }
+
+    fn wake(&self) {
+        if let Some(link) = &self.link {
+            link.wake();
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct State {
+    version: Version,
+    hosts: HashMap<HostId, Entry>,
+    closed: bool,
+}
+
+/// Views, acknowledgements and links of all hosts.
+#[derive(Debug)]
+pub struct Hub {
+    roots: Arc<Roots>,
+    overlay: Mutex<OverlayRange>,
+    state: Mutex<State>,
+    /// Changes whenever [`Hub::progress`] may.
+    changed: watch::Sender<()>,
+}
+
+impl Hub {
+    /// A hub without hosts.
+    #[must_use]
+    pub fn new(roots: Arc<Roots>, overlay: OverlayRange) -> Self {
+        Self {
+            roots,
+            overlay: Mutex::new(overlay),
+            state: Mutex::default(),
+            changed: watch::Sender::new(()),
+        }
+    }
+
+    /// The mesh.
+    #[must_use]
+    pub fn mesh(&self) -> MeshId {
+        self.roots.mesh()
+    }
+
+    // What the publisher brings.
+
+    /// Makes these the hosts of the mesh: the links of all others are closed, and what they said is forgotten.
+    pub(super) fn set_hosts(&self, hosts: impl Iterator<Item = HostId>, overlay: OverlayRange) {
+        *self.overlay.lock() = overlay;
+        let mut state = self.state.lock();
+        let mut before = std::mem::take(&mut state.hosts);
+        state.hosts = hosts.map(|id| (id, before.remove(&id).unwrap_or_default())).collect();
+        drop(state);
+        before
+            .values()
+            .filter_map(|gone| gone.link.as_ref())
+            .for_each(|link| link.dismiss(Farewell::Revoked));
+        self.changed.send_replace(());
+    }
+
+    /// Offers views, and says which state all hosts' views are compiled from by now.
+    pub(super) fn publish(&self, version: Version, offers: Vec<Offer>) {
+        let mut state = self.state.lock();
+        state.version = version;
+        for offer in offers {
+            let Some(entry) = state.hosts.get_mut(&offer.header.host) else {
+                continue;
+            };
+            entry.refusal = None;
+            entry.previous = entry.offer.replace(Arc::new(offer));
+            entry.wake();
+        }
+        drop(state);
+        self.changed.send_replace(());
+    }
+
+    /// Takes back a host's view: it gets no lease until there is another.
+    pub(super) fn withdraw(&self, host: HostId) {
+        if let Some(entry) = self.state.lock().hosts.get_mut(&host) {
+            entry.previous = entry.offer.take();
+        }
+        self.changed.send_replace(());
+    }
+
+    /// Closes all links; no link begins any more.
+    pub fn shut_down(&self) {
+        let mut state = self.state.lock();
+        state.closed = true;
+        state
+            .hosts
+            .values()
+            .filter_map(|entry| entry.link.as_ref())
+            .for_each(|link| link.dismiss(Farewell::Shutdown));
+    }
+
+    // What links bring and take.
+
+    /// A link of `host` from `seen` begins with `hello`; an older one ends. `None` for a host that the mesh does not have.
+    #[must_use]
+    pub fn attach(&self, host: HostId, seen: IpAddr, known_incarnation: Option<u64>, hello: &Hello) -> Option<Welcome> {
+        let mut state = self.state.lock();
+        if state.closed {
+            return None;
+        }
+        let entry = state.hosts.get_mut(&host)?;
+        let slot = Arc::new(Slot::default());
+        if let Some(older) = entry.link.replace(Arc::clone(&slot)) {
+            older.dismiss(Farewell::Replaced);
+        }
+        // Incarnations of one machine only rise: a lower one is another machine's, or that of a copy of this one's disk.
+        let known = entry.incarnation.max(known_incarnation.unwrap_or(0));
+        let cloned = hello.incarnation < known && !std::mem::replace(&mut entry.cloned, true);
+        entry.cloned |= cloned;
+        if hello.incarnation >= known {
+            entry.cloned &= hello.incarnation == known;
+        }
+        entry.incarnation = hello.incarnation.max(known);
+        entry.seen = Some(seen.to_canonical());
+        entry.said.clone_from(&hello.endpoints);
+        let base = hello.state_hash.and_then(|hash| entry.items(hash));
+        entry.acked = hello.state_hash;
+        entry.acked_items.clone_from(&base);
+        let peers = peers_of(entry);
+        wake_all(&state, &peers);
+        drop(state);
+        self.changed.send_replace(());
+        Some(Welcome { slot, base, cloned })
+    }
+
+    /// The link comes from another address by now.
+    pub fn seen(&self, host: HostId, slot: &Arc<Slot>, address: IpAddr) {
+        let mut state = self.state.lock();
+        let Some(entry) = state.hosts.get_mut(&host).filter(|entry| entry.is_current(slot)) else {
+            return;
+        };
+        if entry.seen.replace(address.to_canonical()) != Some(address.to_canonical()) {
+            let peers = peers_of(entry);
+            wake_all(&state, &peers);
+        }
+    }
+
+    /// The link is gone. What the host said stays: its peers may still find it there.
+    pub fn detach(&self, host: HostId, slot: &Arc<Slot>) {
+        self.with_current(host, slot, |entry| entry.link = None);
+    }
+
+    /// The view offered to `host`, with a lease that is not older than a 24th of its time.
+    #[must_use]
+    pub fn offer(&self, host: HostId, now: MeshTime) -> Option<Arc<Offer>> {
+        let offer = self.state.lock().hosts.get(&host)?.offer.clone()?;
+        if now < offer.lease_due() && offer.leased_at <= now {
+            return Some(offer);
+        }
+        let renewed = Arc::new(Offer {
+            lease: lease(&self.roots, &offer.header, offer.valid_for, now),
+            leased_at: now,
+            ..Offer::clone(&offer)
+        });
+        let mut state = self.state.lock();
+        let entry = state.hosts.get_mut(&host)?;
+        match &entry.offer {
+            Some(current) if Arc::ptr_eq(current, &offer) => entry.offer = Some(Arc::clone(&renewed)),
+            // Replaced or withdrawn in between: that one wakes the link.
+            Some(current) => return Some(Arc::clone(current)),
+            None => return None,
+        }
+        Some(renewed)
+    }
+
+    /// What is known of where the peers of `host` are, in the order of their ids.
+    #[must_use]
+    pub fn hints(&self, host: HostId) -> Vec<PeerHint> {
+        let overlay = *self.overlay.lock();
+        let state = self.state.lock();
+        let Some(offer) = state.hosts.get(&host).and_then(|entry| entry.offer.as_ref()) else {
+            return Vec::new();
+        };
+        let hint = |peer: &HostId| {
+            let entry = state.hosts.get(peer)?;
+            let endpoints = candidates(&entry.said, entry.seen, overlay);
+            (entry.incarnation > 0 || !endpoints.is_empty()).then_some(PeerHint {
+                host: *peer,
+                endpoints,
+                incarnation: entry.incarnation,
+            })
+        };
+        offer.peers.iter().filter_map(hint).collect()
+    }
+
+    /// The host has a view in force.
+    pub fn acked(&self, host: HostId, slot: &Arc<Slot>, ack: &Ack) {
+        self.with_current(host, slot, |entry| {
+            entry.acked_items = entry.items(ack.state_hash);
+            entry.acked = Some(ack.state_hash);
+            if entry.is_applied() {
+                entry.refusal = None;
+                // Both hold the same: the one before is not needed any more.
+                entry.previous = None;
+            }
+        });
+    }
+
+    /// The host refused a view.
+    pub fn nacked(&self, host: HostId, slot: &Arc<Slot>, nack: &Nack) {
+        self.with_current(host, slot, |entry| {
+            entry.refusal = Some(Refusal {
+                version: nack.version,
+                code: nack.code.clone(),
+                detail: nack.detail.clone(),
+            });
+        });
+    }
+
+    /// The host says anew where it may be reached.
+    pub fn moved(&self, host: HostId, slot: &Arc<Slot>, endpoints: Vec<Endpoint>) {
+        let peers = self.with_current(host, slot, |entry| {
+            entry.said = endpoints;
+            peers_of(entry)
+        });
+        wake_all(&self.state.lock(), &peers.unwrap_or_else(|| Arc::new([])));
+    }
+
+    /// The host says anew how it does.
+    pub fn reported(&self, host: HostId, slot: &Arc<Slot>, report: Report) {
+        self.with_current(host, slot, |entry| {
+            entry.unenforced = report.unenforced.into_iter().map(|u| (u.component, u.reason)).collect();
+        });
+    }
+
+    /// Does something to a host's entry if `slot` is its link; an older link has nothing to say any more.
+    fn with_current<T>(&self, host: HostId, slot: &Arc<Slot>, action: impl FnOnce(&mut Entry) -> T) -> Option<T> {
+        let done = {
+            let mut state = self.state.lock();
+            state.hosts.get_mut(&host).filter(|entry| entry.is_current(slot)).map(action)
+        };
+        self.changed.send_replace(());
+        done
+    }
+
+    // What people ask.
+
+    /// How far the views got.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        let state = self.state.lock();
+        Progress {
+            version: state.version,
+            hosts: state.hosts.len(),
+            applied: state.hosts.values().filter(|entry| entry.is_applied()).count(),
+            linked: state.hosts.values().filter(|entry| entry.link.is_some()).count(),
+        }
+    }
+
+    /// Wakes whenever [`Hub::progress`] may have changed.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
+    /// Waits until every host has acknowledged its view of `revision` or later, or until `timeout`; says how far it got.
+    pub async fn wait_applied(&self, revision: u64, timeout: Duration) -> Progress {
+        let mut changed = self.watch();
+        let all = async {
+            loop {
+                let progress = self.progress();
+                if progress.version.revision >= revision && progress.applied == progress.hosts {
+                    return;
+                }
+                if changed.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(timeout, all).await;
+        self.progress()
+    }
+
+    /// The view that a host refused last, if it has accepted none since.
+    #[must_use]
+    pub fn refusal(&self, host: HostId) -> Option<Refusal> {
+        self.state.lock().hosts.get(&host)?.refusal.clone()
+    }
+
+    /// Where a host may be reached.
+    #[must_use]
+    pub fn endpoints(&self, host: HostId) -> Vec<Endpoint> {
+        let overlay = *self.overlay.lock();
+        let state = self.state.lock();
+        state
+            .hosts
+            .get(&host)
+            .map_or_else(Vec::new, |entry| candidates(&entry.said, entry.seen, overlay))
+    }
+
+    /// Whether another machine uses a host's keys, by all appearance.
+    #[must_use]
+    pub fn is_cloned(&self, host: HostId) -> bool {
+        self.state.lock().hosts.get(&host).is_some_and(|entry| entry.cloned)
+    }
+}
+
+impl LiveState for Hub {
+    fn live(&self, host: HostId) -> HostLive {
+        let state = self.state.lock();
+        state.hosts.get(&host).map_or_else(HostLive::default, |entry| HostLive {
+            linked: entry.link.is_some(),
+            applied: entry.is_applied(),
+            unenforced: entry.unenforced.clone(),
+        })
+    }
+}
+
+fn peers_of(entry: &Entry) -> Arc<[HostId]> {
+    entry
+        .offer
+        .as_ref()
+        .map_or_else(|| Arc::new([]) as Arc<[HostId]>, |offer| Arc::clone(&offer.peers))
+}
+
+/// Being a peer is mutual: who has this host in its view is in this host's view.
+fn wake_all(state: &State, peers: &[HostId]) {
+    peers.iter().filter_map(|peer| state.hosts.get(peer)).for_each(Entry::wake);
+}
