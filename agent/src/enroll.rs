@@ -1,7 +1,7 @@
 //! Enrollment: [`join`] reads top to bottom. What this host can see by itself (a token that was copied badly, a mesh that it is in already)
 //! is named here; what the coordinator refuses looks always the same, so that a token's holder learns nothing by asking.
 
-use cloison_proto::control::frame::{FrameError, Message as _};
+use cloison_proto::control::frame::FrameError;
 use cloison_proto::control::join::{JoinMessage, JoinRequest, Joined, RenewRequest, prove, prove_renewal};
 use cloison_proto::id::{HostId, MeshId};
 use cloison_proto::key::{SigningKey, VerifyingKey};
@@ -149,7 +149,7 @@ pub async fn join(dir: &StateDir, text: &str, coordinators: &[String], wall: Wal
     let keys = HostKeys::load_or_make(dir)?;
 
     // The first coordinator that answers as one of this mesh is asked.
-    let addresses = if coordinators.is_empty() { &token.addresses } else { coordinators };
+    let addresses = if coordinators.is_empty() { &*token.addresses } else { coordinators };
     let mut frames = reach(addresses, &token, wall).await?;
     let mut warnings = Vec::new();
     if frames.clock_off() {
@@ -176,7 +176,8 @@ pub async fn join(dir: &StateDir, text: &str, coordinators: &[String], wall: Wal
 
     // The answer must hold by what the token pins, before any of it is kept.
     let root = pinned_root(&joined, &token)?;
-    let (membership, _) = accept(&joined, token.mesh, root, &keys.identity, wall)?;
+    let (mut membership, _) = accept(&joined, token.mesh, root, &keys.identity, wall)?;
+    membership.addresses = addresses.to_vec();
     store_certificate(dir, &joined.certificate)?;
     membership.store(dir)?;
     Ok(Enrolled {
@@ -192,11 +193,17 @@ pub async fn join(dir: &StateDir, text: &str, coordinators: &[String], wall: Wal
 pub const CLOCK_OFF: &str =
     "this host's clock and the coordinator's certificate disagree: check the time here (`timedatectl`); nothing stops because of it";
 
-/// Asks for a new certificate by the identity key, for a host whose certificate ran out, and stores what comes.
+/// Asks for a new certificate (DER) by the identity key, for a host whose certificate ran out, and stores what comes.
 ///
 /// # Errors
 /// [`EnrollError`]; [`EnrollError::Denied`] for a host that is revoked or was away for too long.
-pub async fn renew(dir: &StateDir, us: &Membership, address: &str, attempt: Attempt, identity: &SigningKey) -> Result<Window, EnrollError> {
+pub async fn renew(
+    dir: &StateDir,
+    us: &Membership,
+    address: &str,
+    attempt: Attempt,
+    identity: &SigningKey,
+) -> Result<(Vec<u8>, Window), EnrollError> {
     let wall = attempt.wall;
     let mut frames = connection::join(address, attempt).await?;
     let answer = ask(&mut frames, |_, exporter| {
@@ -215,7 +222,7 @@ pub async fn renew(dir: &StateDir, us: &Membership, address: &str, attempt: Atte
     }
     let (_, window) = accept(&joined, us.mesh, us.root, identity, wall)?;
     store_certificate(dir, &joined.certificate)?;
-    Ok(window)
+    Ok((joined.certificate, window))
 }
 
 fn already(us: Membership, other: MeshId) -> EnrollError {
@@ -346,6 +353,7 @@ fn accept(
         root,
         trust: joined.trust.clone(),
         known_time: MeshTime(window.not_before),
+        addresses: Vec::new(),
     };
     Ok((membership, window))
 }

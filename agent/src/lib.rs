@@ -4,12 +4,19 @@
 //! Who stands on whom: `sys` (all unsafe) <- `udp`, `netlink` <- `attach` <- `worker`, `dataplane`. Beside them `state` <- `control` <- `enroll`: what is on disk, and
 //! the link with the coordinator.
 
+pub mod answer;
+pub mod args;
 pub mod attach;
+pub mod cmd;
+pub mod config;
 pub mod control;
-pub mod enroll;
 pub mod dataplane;
+pub mod enroll;
 pub mod netlink;
+pub mod run;
 pub mod state;
+pub mod status;
 pub mod sys;
+pub mod telemetry;
 pub mod udp;
 pub mod worker;

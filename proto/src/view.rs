@@ -195,6 +195,14 @@ impl Header {
     pub fn sign(&self, key: &SigningKey) -> Signed {
         Signed::new(CONTEXT, key, self)
     }
+
+    /// The header in `signed`, if a trusted key signed it; says nothing about the items.
+    ///
+    /// # Errors
+    /// [`SignedError`].
+    pub fn open(signed: &Signed, keys: &(impl Keys + ?Sized)) -> Result<Self, SignedError> {
+        signed.open(CONTEXT, keys)
+    }
 }
 
 /// Why a view is Nacked. What one agent cannot enforce is not among these: it is `unenforced` for that instance alone.
@@ -375,6 +383,32 @@ struct Stored {
     signed: Signed,
     #[n(1)]
     items: Vec<Op>,
+}
+
+/// The host that [`fuzz_view`] reads views for.
+#[doc(hidden)]
+pub const FUZZ_HOST: HostId = HostId([2; 16]);
+
+/// The body of the fuzz target: any bytes as a stored view are refused, or hold items that read back; and the items of any host, signed or
+/// not, are refused, or give a table that opens nothing between others and knows no address outside of the mesh's ranges.
+#[doc(hidden)]
+#[must_use]
+pub fn fuzz_view(data: &[u8]) -> bool {
+    let Ok((signed, items)) = VerifiedView::parts_from_bytes(data) else {
+        return true;
+    };
+    let again = wire::encode(&Stored {
+        signed,
+        items: items.changes_since(&Items::default()),
+    });
+    let reads_back = VerifiedView::parts_from_bytes(&again).is_ok_and(|(_, back)| back == items && back.hash() == items.hash());
+    let is_sound = View::parse(&items, FUZZ_HOST).map_or(true, |view| {
+        let table = crate::filter::Table::new(&view);
+        let is_ours = |index| table.instance(index).is_some_and(|instance| instance.local);
+        let mut addresses = table.instances().iter().flat_map(|instance| instance.addresses.both());
+        table.open_pairs().all(|(from, to)| is_ours(from) || is_ours(to)) && addresses.all(|address| view.config.overlay.contains(address))
+    });
+    reads_back && is_sound
 }
 
 #[cfg(test)]

@@ -33,15 +33,6 @@ impl Refusal {
         }
     }
 
-    /// The version that was refused, as far as it is known: an unverified header tells nothing.
-    #[must_use]
-    pub const fn version(&self) -> Option<Version> {
-        match self {
-            Self::View(ViewError::Older { offered, .. } | ViewError::Forked(offered)) => Some(*offered),
-            Self::BaseUnknown | Self::TooMuch | Self::View(_) => None,
-        }
-    }
-
     /// Whether a snapshot may help where the changes did not.
     #[must_use]
     pub const fn asks_for_snapshot(&self) -> bool {
@@ -53,17 +44,18 @@ impl Refusal {
 #[derive(Debug)]
 pub struct Assembly {
     header: Signed,
+    version: Version,
     items: Items,
     ops: usize,
     bytes: usize,
 }
 
 impl Assembly {
-    /// Begins with `base`, if the view is a delta on it, or with nothing.
+    /// Begins with `base`, if the view is a delta on it, or with nothing; `version` is that of its header.
     ///
     /// # Errors
     /// [`Refusal::BaseUnknown`].
-    pub fn start(start: ViewStart, base: Option<&VerifiedView>) -> Result<Self, Refusal> {
+    pub fn start(start: ViewStart, version: Version, base: Option<&VerifiedView>) -> Result<Self, Refusal> {
         let items = match start.base {
             None => Items::default(),
             Some(wanted) => match base {
@@ -73,10 +65,17 @@ impl Assembly {
         };
         Ok(Self {
             header: start.header,
+            version,
             items,
             ops: 0,
             bytes: 0,
         })
+    }
+
+    /// The version that the header signs.
+    #[must_use]
+    pub const fn version(&self) -> Version {
+        self.version
     }
 
     /// Takes up changes.

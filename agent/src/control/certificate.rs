@@ -8,7 +8,7 @@ use cloison_proto::trust::{Role, SpiffeId};
 use cloison_proto::version::MeshTime;
 use rustls_pki_types::CertificateDer;
 use sha2::{Digest as _, Sha256};
-use x509_parser::prelude::{FromDer as _, ParsedExtension, X509Certificate};
+use x509_parser::prelude::{FromDer as _, GeneralName, ParsedExtension, X509Certificate};
 
 use crate::state::clock::WallTime;
 
@@ -122,10 +122,11 @@ fn parts(der: &CertificateDer<'_>) -> Result<(SpiffeId, Window, bool, bool), Cer
     let mut uris = Vec::new();
     for extension in cert.extensions() {
         if let ParsedExtension::SubjectAlternativeName(names) = extension.parsed_extension() {
-            uris.extend(names.general_names.iter().filter_map(|name| match name {
-                x509_parser::extensions::GeneralName::URI(uri) => Some(*uri),
-                _ => None,
-            }));
+            for name in &names.general_names {
+                if let GeneralName::URI(uri) = name {
+                    uris.push(*uri);
+                }
+            }
         }
     }
     let [uri] = uris.as_slice() else {

@@ -7,18 +7,19 @@
 //! - `Ack` follows the caller's word that the view is in force and on disk, never the arrival;
 //! - a lease never counts unless it is newer than the last one, signed, ours, and for a view that we hold.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use cloison_proto::control::agent::{
     Ack, AgentMessage, Endpoint, Endpoints, Hello, MAX_DETAIL, MAX_ENDPOINTS, Nack, RenewCertificate, Report,
 };
-use cloison_proto::control::coordinator::{CoordinatorMessage, Goodbye, PeerHint, ViewStart};
+use cloison_proto::control::coordinator::{CoordinatorMessage, Goodbye, PeerHint, ViewItems, ViewStart};
 use cloison_proto::control::frame::Frame;
 use cloison_proto::lease::Lease;
 use cloison_proto::signed::Signed;
 use cloison_proto::trust::Trust;
-use cloison_proto::version::{MeshTime, Timestamp};
-use cloison_proto::view::{Floor, VerifiedView};
+use cloison_proto::version::{MeshTime, Timestamp, Version};
+use cloison_proto::view::{Floor, Header, VerifiedView, View};
 
 use super::assembly::{Assembly, Refusal};
 use super::backoff::Backoff;
@@ -112,6 +113,8 @@ pub struct Link {
     /// Whether a frame came on this link: only then it counts as one that held.
     heard: bool,
     pause: Duration,
+    /// Whether the next hello asks for a snapshot.
+    wants_snapshot: bool,
     certificate: Option<Window>,
     renewal_asked: Option<Timestamp>,
     must_renew: bool,
@@ -142,6 +145,7 @@ impl Link {
             backoff: Backoff::new(seed),
             heard: false,
             pause: Duration::ZERO,
+            wants_snapshot: false,
             must_renew: certificate.is_none(),
             certificate,
             renewal_asked: None,
@@ -180,7 +184,7 @@ impl Link {
         self.heard = false;
         self.assembly = None;
         self.renewal_asked = None;
-        let mut out = vec![self.hello(false)];
+        let mut out = vec![self.hello()];
         out.extend(self.report.clone().map(|r| Output::Send(r.into())));
         out
     }
@@ -216,12 +220,7 @@ impl Link {
         self.heard = true;
         match message {
             CoordinatorMessage::ViewStart(start) => self.view_start(start, &mut out),
-            CoordinatorMessage::ViewItems(items) => {
-                // The parts that follow a refusal are skipped: it was said once.
-                if let Some(Err(refusal)) = self.assembly.as_mut().map(|a| a.items(items)) {
-                    self.refuse(&refusal, &mut out);
-                }
-            }
+            CoordinatorMessage::ViewItems(items) => self.view_items(items, &mut out),
             CoordinatorMessage::ViewEnd(_) => self.view_end(now, &mut out),
             CoordinatorMessage::LeaseGrant(grant) => self.lease(now, grant.lease, &mut out),
             CoordinatorMessage::Hints(hints) => out.push(Output::Hints(hints.peers)),
@@ -260,6 +259,11 @@ impl Link {
         out
     }
 
+    /// The view from disk could not be put in force: there is none, until the coordinator sends one. The floor stays.
+    pub fn forget_view(&mut self) {
+        self.in_force = None;
+    }
+
     /// How the host does, when that changed by itself.
     pub fn report(&mut self, report: Report) -> Vec<Output> {
         let mut out = Vec::new();
@@ -285,11 +289,11 @@ impl Link {
         out
     }
 
-    /// The host's incarnation was raised: the coordinator learns it by a new hello.
+    /// The host's incarnation was raised: the coordinator learns it by the hello of a new link.
     pub fn raised(&mut self, incarnation: u64) -> Vec<Output> {
         self.incarnation = incarnation;
         match self.state {
-            LinkState::Linked { .. } => vec![self.hello(false)],
+            LinkState::Linked { .. } => vec![Output::Close("incarnation")],
             LinkState::Waiting { .. } | LinkState::Connecting => Vec::new(),
         }
     }
@@ -318,26 +322,60 @@ impl Link {
         self.in_force.as_ref()
     }
 
+    /// The view that was offered for installation and not yet said to be applied.
+    #[must_use]
+    pub const fn installing(&self) -> Option<&VerifiedView> {
+        self.installing.as_ref()
+    }
+
+    /// The header of the view that the data plane has: the one in force, or one whose way to the disk is not over.
+    #[must_use]
+    pub fn installed_header(&self) -> Option<&Header> {
+        self.installing.as_ref().or(self.in_force.as_ref()).map(VerifiedView::header)
+    }
+
+    /// What that view says.
+    #[must_use]
+    pub fn installed_content(&self) -> Option<&Arc<View>> {
+        self.installing.as_ref().or(self.in_force.as_ref()).map(VerifiedView::content)
+    }
+
     /// What the next view must not fall behind.
     #[must_use]
     pub const fn floor(&self) -> Option<Floor> {
         self.floor
     }
 
+    /// The header's signature is checked at once: nothing is collected for a stranger, and a refusal can name the version.
     fn view_start(&mut self, start: ViewStart, out: &mut Vec<Output>) {
         self.assembly = None;
-        match Assembly::start(start, self.newest()) {
+        let header = match Header::open(&start.header, &self.trust) {
+            Ok(header) => header,
+            Err(e) => return self.refuse(Version::default(), &Refusal::View(e.into()), out),
+        };
+        match Assembly::start(start, header.version, self.newest()) {
             Ok(assembly) => self.assembly = Some(assembly),
-            Err(refusal) => self.refuse(&refusal, out),
+            Err(refusal) => self.refuse(header.version, &refusal, out),
+        }
+    }
+
+    /// The parts that follow a refusal are skipped: it was said once.
+    fn view_items(&mut self, items: ViewItems, out: &mut Vec<Output>) {
+        let Some(assembly) = &mut self.assembly else { return };
+        let version = assembly.version();
+        if let Err(refusal) = assembly.items(items) {
+            self.refuse(version, &refusal, out);
         }
     }
 
     fn view_end(&mut self, now: Timestamp, out: &mut Vec<Output>) {
         let Some(assembly) = self.assembly.take() else { return };
+        let version = assembly.version();
         match assembly.finish(&self.trust, (self.us.mesh, self.us.host), self.floor) {
-            Err(refusal) => self.refuse(&refusal, out),
+            Err(refusal) => self.refuse(version, &refusal, out),
             Ok(view) => {
                 self.floor = Some(view.floor());
+                self.wants_snapshot = false;
                 let header = *view.header();
                 if self.held.is_none() && self.in_force.as_ref().is_some_and(|v| *v.header() == header) {
                     let ack = Ack {
@@ -364,7 +402,8 @@ impl Link {
         }
         let held = HeldLease { signed, lease };
         let for_held = self.held.take_if(|(view, _)| held.covers(view));
-        if for_held.is_none() && !self.in_force.as_ref().is_some_and(|v| held.covers(v)) {
+        let mut ours = self.installing.iter().chain(&self.in_force);
+        if for_held.is_none() && !ours.any(|view| held.covers(view)) {
             return;
         }
         self.last_issued = lease.issued_at;
@@ -396,22 +435,21 @@ impl Link {
         held.or(self.installing.as_ref()).or(self.in_force.as_ref())
     }
 
-    fn refuse(&mut self, refusal: &Refusal, out: &mut Vec<Output>) {
+    /// Says why; a coordinator answers a refused delta with a snapshot, and if it does not, the next hello asks for one.
+    fn refuse(&mut self, version: Version, refusal: &Refusal, out: &mut Vec<Output>) {
         self.assembly = None;
+        self.wants_snapshot |= refusal.asks_for_snapshot();
         out.push(Output::Warning(format!("a view was refused ({}): {refusal}", refusal.code())));
         let nack = Nack {
-            version: refusal.version().unwrap_or_default(),
+            version,
             code: refusal.code().into(),
             detail: shorten(&refusal.to_string()),
         };
         self.say(nack, out);
-        if refusal.asks_for_snapshot() && matches!(self.state, LinkState::Linked { .. }) {
-            out.push(self.hello(true));
-        }
     }
 
-    fn hello(&self, snapshot: bool) -> Output {
-        let base = self.newest().filter(|_| !snapshot).map(VerifiedView::header);
+    fn hello(&self) -> Output {
+        let base = self.newest().filter(|_| !self.wants_snapshot).map(VerifiedView::header);
         let hello = Hello {
             software: self.software.clone(),
             version: base.map(|h| h.version),

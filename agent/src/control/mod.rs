@@ -6,6 +6,7 @@
 
 pub mod assembly;
 pub mod backoff;
+pub mod candidates;
 pub mod certificate;
 pub mod connection;
 pub mod link;

@@ -69,6 +69,7 @@ impl Mesh {
             root: self.root.verifying(),
             trust: self.trust_items(None),
             known_time: MeshTime(500),
+            addresses: Vec::new(),
         })
     }
 

@@ -28,6 +28,8 @@ pub struct Membership {
     pub trust: Vec<Signed>,
     /// A time that is certainly past, for a clock that has nothing better: when these statements were taken up.
     pub known_time: MeshTime,
+    /// Where coordinators listened when this host joined (`host:port`), for as long as the statements name none.
+    pub addresses: Vec<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -39,6 +41,7 @@ struct Stored {
     root: VerifyingKey,
     trust: Vec<String>,
     known_time: MeshTime,
+    addresses: Vec<String>,
 }
 
 impl Membership {
@@ -62,6 +65,7 @@ impl Membership {
             root: stored.root,
             trust,
             known_time: stored.known_time,
+            addresses: stored.addresses,
         }))
     }
 
@@ -77,6 +81,7 @@ impl Membership {
             root: self.root,
             trust: self.trust.iter().map(|item| STANDARD.encode(item.to_bytes())).collect(),
             known_time: self.known_time,
+            addresses: self.addresses.clone(),
         };
         let body = serde_json::to_vec_pretty(&stored).map_err(|e| dir.damaged(File::Membership, e))?;
         dir.write(File::Membership, &body)
@@ -141,6 +146,7 @@ mod tests {
             root: root.verifying(),
             trust: vec![address.sign(&root)],
             known_time: MeshTime(10),
+            addresses: vec!["192.0.2.2:7443".into()],
         };
         membership.store(&dir)?;
         assert_eq!(Membership::load(&dir)?.as_ref(), Some(&membership));

@@ -1,0 +1,91 @@
+//! `leave`: takes this host out of its mesh: base table, routes, namespaces' settings, then keys and membership.
+
+use super::{Done, Failure, print_text};
+use crate::args::Leave;
+use crate::config::Config;
+use crate::dataplane;
+use crate::run::plane_config;
+use crate::state::clock::Moment;
+use crate::state::identity::Membership;
+use crate::state::view_cache;
+use crate::state::{File, StateDir, StateError};
+
+/// Leaves the mesh.
+///
+/// # Errors
+/// [`Failure`]; what could not be removed is still there, and the command can be repeated.
+pub fn run(config: &Config, args: &Leave) -> Result<Done, Failure> {
+    let dir = StateDir::open(&config.state_dir)?;
+    let _lock = match dir.lock() {
+        Err(StateError::Locked { path }) if !args.force => {
+            return Err(Failure::Other {
+                what: format!("the agent is running: it uses {}", path.display()),
+                hint: "stop it first (`systemctl disable --now cloison-agent`), or use --force".into(),
+            });
+        }
+        Err(StateError::Locked { .. }) => None,
+        other => Some(other?),
+    };
+    let us = match Membership::load(&dir) {
+        Ok(us) => us,
+        Err(error) if args.force => {
+            eprintln!("warning: {error}");
+            None
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let Some(us) = us else {
+        if args.force {
+            remove_all(&dir)?;
+            print_text("There was no usable membership; whatever else was kept is removed.")?;
+            return Ok(Done::Well);
+        }
+        return Err(Failure::Other {
+            what: format!("this host is not enrolled: {} has no membership", dir.path().display()),
+            hint: "nothing needs to be done; --force removes keys that a join left behind".into(),
+        });
+    };
+    clear_host(config, &dir, &us, args.force)?;
+    remove_all(&dir)?;
+    print_text(&format!(
+        "{} has left {}: its keys, its membership and everything that the agent made on this host are gone.\n\nNext: an operator takes it out of the mesh with `cloison host revoke {}`.",
+        us.name, us.mesh, us.name
+    ))?;
+    Ok(Done::Well)
+}
+
+/// Removes what the data plane leaves behind, as far as a view says what that is.
+fn clear_host(config: &Config, dir: &StateDir, us: &Membership, force: bool) -> Result<(), Failure> {
+    let view = match view_cache::load(dir, us, &Moment::now()) {
+        Ok(cached) => cached.view,
+        Err(error) if force => {
+            eprintln!("warning: {error}");
+            None
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let Some(view) = view else {
+        eprintln!(
+            "warning: no view is on disk; if the agent ever ran here, look for the nftables table `{}`",
+            config.table
+        );
+        return Ok(());
+    };
+    match dataplane::leave(&plane_config(config), view.content()) {
+        Err(error) if !force => Err(Failure::Other {
+            what: format!("cannot remove what the agent made on this host: {}", dataplane::with_causes(&error)),
+            hint: "run the command as root; --force removes the state nevertheless".into(),
+        }),
+        Err(error) => {
+            eprintln!("warning: {}", dataplane::with_causes(&error));
+            Ok(())
+        }
+        Ok(()) => Ok(()),
+    }
+}
+
+/// Membership first: a host that is half gone is not enrolled any more.
+fn remove_all(dir: &StateDir) -> Result<(), StateError> {
+    dir.remove(File::Membership)?;
+    File::ALL.into_iter().try_for_each(|file| dir.remove(file))
+}

@@ -1,0 +1,367 @@
+//! The agent as a service: what starts in which order, and the one loop that owns everything that is not a packet.
+//!
+//! Start: lock -> state -> data plane (socket and workers) -> cached view with what is left of its lease, base table first -> status socket
+//! -> link. A view that comes: data plane -> disk -> ack. SIGTERM or SIGINT: the link says goodbye, what must survive is written, and the
+//! data plane goes; the base table and the unreachable routes stay.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use cloison_agent_core::engine::EngineConfig;
+use cloison_agent_core::install::{Hint, LeaseTerm};
+use cloison_agent_core::wg::LocalKey as _;
+use cloison_agent_core::wg::boringtun::BoringKey;
+use cloison_proto::filter::Table;
+use cloison_proto::trust::{Role, SpiffeId};
+use cloison_proto::version::Timestamp;
+use parking_lot::Mutex;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::attach::Unenforced;
+use crate::config::Config;
+use crate::control::certificate::{Window, check_host};
+use crate::control::link::Link;
+use crate::dataplane::{self, Dataplane, InForce, MeshEngine, StartError};
+use crate::state::clock::{Moment, wall_now};
+use crate::state::identity::{Membership, load_certificate};
+use crate::state::incarnation::{self, StepWatch};
+use crate::state::keys::HostKeys;
+use crate::state::view_cache::{self, Cached, HeldLease};
+use crate::state::{StateDir, StateError};
+use crate::status::{self, Listener, Question, SocketError};
+use crate::sys::clock;
+use crate::telemetry::Denials;
+
+mod duties;
+mod session;
+
+pub use session::Outcome;
+
+/// How often the loop looks at the time.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Questions that may wait for the loop.
+const QUESTIONS: usize = 16;
+
+/// Why the agent does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The state directory.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// There is no membership.
+    #[error("this host is not enrolled: {} has no membership", path.display())]
+    NotEnrolled {
+        /// The state directory.
+        path: std::path::PathBuf,
+    },
+    /// There is a membership without keys.
+    #[error("the keys of this host are missing from {}", path.display())]
+    NoKeys {
+        /// The state directory.
+        path: std::path::PathBuf,
+    },
+    /// The agent lacks a privilege.
+    #[error("cannot make network interfaces: this process lacks CAP_NET_ADMIN")]
+    Privilege,
+    /// The data plane.
+    #[error("cannot start the data plane: {}", dataplane::with_causes(.0))]
+    Start(#[from] StartError),
+    /// The host cannot be made safe for overlay addresses.
+    #[error("cannot make this host safe for the mesh's addresses: {}", dataplane::with_causes(.0))]
+    Prepare(#[from] Unenforced),
+    /// The status socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The runtime or the signals.
+    #[error("cannot start: {0}")]
+    System(#[from] std::io::Error),
+    /// The kernel gave no random bytes.
+    #[error("the kernel gives no random bytes: {0}")]
+    Entropy(getrandom::Error),
+    /// A packet worker ended.
+    #[error("a packet worker ended by itself")]
+    Broken,
+}
+
+impl RunError {
+    /// What to do about it.
+    #[must_use]
+    pub fn hint(&self) -> String {
+        match self {
+            Self::State(e) => e.hint(),
+            Self::NotEnrolled { .. } => {
+                "make a token with `cloison token create`, then run `cloison-agent join --token-file FILE` here".into()
+            }
+            Self::NoKeys { .. } => "restore them from a backup, or run `cloison-agent leave --force` and join again".into(),
+            Self::Privilege => "run the agent as root, or give its unit AmbientCapabilities=CAP_NET_ADMIN".into(),
+            Self::Start(StartError::Udp(_)) => {
+                "is another agent or WireGuard interface using the port? Choose another with `listen_port` or --listen-port".into()
+            }
+            Self::Start(_) | Self::System(_) | Self::Entropy(_) => "look at the limits of the agent's unit (files, threads, memory)".into(),
+            Self::Prepare(_) => "the agent needs nftables in the kernel, and root or CAP_NET_ADMIN".into(),
+            Self::Socket(e) => e.hint(),
+            Self::Broken => "this is a fault of the agent: restart it, and report what its log says".into(),
+        }
+    }
+}
+
+/// Runs the agent until a signal ends it.
+///
+/// # Errors
+/// [`RunError`].
+pub fn run(config: Config) -> Result<(), RunError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let outcome = runtime.block_on(supervise(config));
+    // A blocking call that hangs in the kernel does not keep the process.
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    outcome
+}
+
+async fn supervise(config: Config) -> Result<(), RunError> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let dir = StateDir::open(&config.state_dir)?;
+    let _lock = dir.lock()?;
+    let mut agent = Agent::start(config, dir).await?;
+    let (sender, questions) = mpsc::channel(QUESTIONS);
+    let listener = Listener::bind(&agent.config.socket)?;
+    let serving = tokio::spawn(status::serve(listener, sender));
+    tracing::info!(host = %agent.us.name, mesh = %agent.us.mesh, port = agent.dataplane.lock().port(), "running");
+    let ended = agent.work(questions, [&mut terminate, &mut interrupt]).await;
+    agent.stop().await;
+    // The receiver is gone: the server ends, and with it the socket's file.
+    let _ = serving.await;
+    ended
+}
+
+/// Everything that is not a packet.
+struct Agent {
+    config: Config,
+    dir: StateDir,
+    us: Membership,
+    keys: Arc<HostKeys>,
+    local_keys: Vec<Arc<BoringKey>>,
+    engine: Arc<MeshEngine>,
+    dataplane: Arc<Mutex<Dataplane>>,
+    link: Link,
+    /// The table of the view in force, for `explain`.
+    table: Arc<Table>,
+    /// The lease of the view in force, and when it ends.
+    lease: Option<(HeldLease, Timestamp)>,
+    certificate: Option<Vec<u8>>,
+    session: session::Session,
+    /// A view in force that is not on disk yet, because the disk refused it.
+    unsaved: bool,
+    incarnation: u64,
+    steps: StepWatch,
+    denials: Denials,
+    started: Timestamp,
+    duties: duties::Schedule,
+    /// What was found damaged at the start.
+    problems: Vec<String>,
+    /// The last warning of the link, for `status`.
+    link_warning: Option<String>,
+    clock_off: bool,
+}
+
+impl Agent {
+    async fn start(config: Config, dir: StateDir) -> Result<Self, RunError> {
+        let us = Membership::load(&dir)?.ok_or_else(|| RunError::NotEnrolled { path: dir.path().into() })?;
+        let keys = Arc::new(HostKeys::load(&dir)?.ok_or_else(|| RunError::NoKeys { path: dir.path().into() })?);
+        let moment = Moment::now();
+        let incarnation = incarnation::raise(&dir, moment.wall)?;
+        let cached = view_cache::load(&dir, &us, &moment)?;
+        for problem in &cached.problems {
+            tracing::warn!(problem, "state that cannot be used");
+        }
+        let certificate = load_certificate(&dir)?;
+        let window = certificate.as_deref().and_then(|der| own_window(der, &us, &keys));
+        let (seed, link_seed) = (random()?, random()?);
+        if !may_administer() {
+            return Err(RunError::Privilege);
+        }
+        let engine = Arc::new(MeshEngine::new(EngineConfig {
+            seed,
+            ..EngineConfig::default()
+        }));
+        let dataplane = Arc::new(Mutex::new(Dataplane::start(plane_config(&config), engine.clone())?));
+        let link = Link::new(us.clone(), &cached, window, incarnation, link_seed, moment.boottime);
+        let mut agent = Self {
+            local_keys: vec![Arc::new(BoringKey::new(&keys.wg))],
+            table: Arc::default(),
+            lease: None,
+            session: session::Session::default(),
+            unsaved: false,
+            steps: StepWatch::new(moment.wall, moment.boottime),
+            denials: Denials::default(),
+            started: moment.boottime,
+            duties: duties::Schedule::new(moment.boottime),
+            problems: cached.problems.clone(),
+            link_warning: None,
+            clock_off: false,
+            config,
+            dir,
+            us,
+            keys,
+            engine,
+            dataplane,
+            link,
+            certificate,
+            incarnation,
+        };
+        agent.resume(cached).await?;
+        Ok(agent)
+    }
+
+    /// Puts the cached view in force for what is left of its lease, and begins sessions with all its peers.
+    async fn resume(&mut self, cached: Cached) -> Result<(), RunError> {
+        let Some(view) = cached.view else { return Ok(()) };
+        let range = view.content().config.overlay;
+        let dataplane = self.dataplane.clone();
+        blocking(move || dataplane.lock().prepare(range))
+            .await?
+            .map_err(RunError::Prepare)?;
+        let now = clock::now();
+        self.lease = cached.lease.map(|(held, left)| (held, now + left));
+        let in_force = InForce {
+            view: view.content().clone(),
+            keys: self.local_keys.clone(),
+            lease: self.lease_term(now),
+        };
+        let dataplane = self.dataplane.clone();
+        if let Err(conflict) = blocking(move || dataplane.lock().apply(in_force)).await? {
+            // The coordinator may send a view that fits; until then there is none, and nothing is allowed.
+            tracing::error!(%conflict, "the cached view cannot be put in force");
+            self.problems.push(conflict.to_string());
+            self.link.forget_view();
+            self.lease = None;
+            return Ok(());
+        }
+        self.table = Arc::new(Table::new(view.content()));
+        for (host, endpoint) in view_cache::load_endpoints(&self.dir)? {
+            self.engine.remember(host, endpoint);
+        }
+        for host in view.content().peers.keys() {
+            self.engine.want_handshake(*host);
+        }
+        tracing::info!(version = %view.header().version, lease_left = ?self.lease_left(now), "the cached view is in force");
+        Ok(())
+    }
+
+    /// The loop: until a signal, or a fault that only a restart repairs.
+    async fn work(&mut self, mut questions: mpsc::Receiver<Question>, [terminate, interrupt]: [&mut Signal; 2]) -> Result<(), RunError> {
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {
+                    let outputs = self.link.tick(clock::now());
+                    self.carry_out(outputs).await;
+                    self.duties().await;
+                    if self.dataplane.lock().is_broken() {
+                        return Err(RunError::Broken);
+                    }
+                }
+                outcome = self.session.next() => self.session_outcome(outcome).await,
+                Some(question) = questions.recv() => self.answer(question),
+                _ = terminate.recv() => return Ok(()),
+                _ = interrupt.recv() => return Ok(()),
+            }
+        }
+    }
+
+    async fn stop(&mut self) {
+        tracing::info!("stopping");
+        self.session.close("shutdown").await;
+        self.persist_lease();
+        self.persist_endpoints();
+    }
+
+    /// What is left of the lease at `now`.
+    fn lease_left(&self, now: Timestamp) -> Duration {
+        self.lease.as_ref().map_or(Duration::ZERO, |(_, ends)| ends.since(now))
+    }
+
+    fn lease_term(&self, now: Timestamp) -> Option<LeaseTerm> {
+        let (_, ends) = self.lease.as_ref()?;
+        Some(LeaseTerm {
+            at: now,
+            mesh: self.link.mesh_time(now),
+            ends: *ends,
+        })
+    }
+
+    fn persist_lease(&self) {
+        let Some((held, ends)) = &self.lease else { return };
+        let moment = Moment::now();
+        let left = ends.since(moment.boottime);
+        let mesh = self.link.mesh_time(moment.boottime);
+        if let Err(error) = view_cache::store_lease(&self.dir, held, left, mesh, &moment) {
+            tracing::error!(%error, "cannot keep what is left of the lease; a restart may find less of it, or none");
+        }
+    }
+
+    fn persist_endpoints(&self) {
+        let peers = self.engine.peers(clock::now());
+        let seen = peers.into_iter().filter_map(|p| Some((p.host, p.endpoint?.remote))).collect();
+        if let Err(error) = view_cache::store_endpoints(&self.dir, &seen) {
+            tracing::warn!(%error, "cannot keep the peers' endpoints");
+        }
+    }
+
+    fn take_hints(&self, hints: Vec<cloison_proto::control::coordinator::PeerHint>) {
+        for hint in hints {
+            let known = Hint {
+                candidates: hint.endpoints.iter().map(|e| e.0).collect(),
+                incarnation: hint.incarnation,
+            };
+            self.engine.hint(hint.host, &known);
+        }
+    }
+}
+
+/// The window of a certificate, if it is this host's for its key.
+fn own_window(der: &[u8], us: &Membership, keys: &HostKeys) -> Option<Window> {
+    let wanted = SpiffeId {
+        mesh: us.mesh,
+        role: Role::Host(us.host),
+    };
+    match check_host(der, wanted, &keys.identity.identity()) {
+        Ok(window) => Some(window),
+        Err(error) => {
+            tracing::warn!(%error, "the certificate on disk is of no use; asking for a new one");
+            None
+        }
+    }
+}
+
+/// What the data plane needs to know of the configuration.
+#[must_use]
+pub fn plane_config(config: &Config) -> dataplane::Config {
+    dataplane::Config {
+        tun: config.interface.clone(),
+        table: config.table.clone(),
+        port: config.listen_port,
+        workers: config.workers,
+        mtu: config.mtu,
+        accepted: config.accepted.clone(),
+    }
+}
+
+/// Whether this process has CAP_NET_ADMIN.
+fn may_administer() -> bool {
+    rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(rustix::thread::CapabilitySet::NET_ADMIN))
+}
+
+fn random() -> Result<u64, RunError> {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes).map_err(RunError::Entropy)?;
+    Ok(u64::from_ne_bytes(bytes))
+}
+
+/// Runs what blocks where it may.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, std::io::Error> {
+    tokio::task::spawn_blocking(work).await.map_err(std::io::Error::other)
+}

@@ -1,0 +1,254 @@
+//! What the loop does from time to time, and its answers to questions.
+
+use std::time::Duration;
+
+use cloison_proto::status::{Answer, Lease, Link as ShownLink, Request, Status};
+use cloison_proto::version::Timestamp;
+
+use super::{Agent, blocking};
+use crate::answer;
+use crate::control::candidates::{self, Known};
+use crate::control::link::LinkState;
+use crate::enroll::CLOCK_OFF;
+use crate::state::clock::{PERSIST_EVERY, wall_now};
+use crate::state::incarnation;
+use crate::status::{Question, problem};
+use crate::sys::clock;
+use crate::telemetry;
+
+/// How often the machine is compared with what it should be.
+const CHECK_EVERY: Duration = Duration::from_secs(3);
+
+/// How often this host's interfaces are looked at.
+const ANNOUNCE_EVERY: Duration = Duration::from_secs(30);
+
+/// How often the wall clock is watched, and a refused write repeated.
+const WATCH_EVERY: Duration = Duration::from_secs(1);
+
+/// A lease with less than this left is worth a warning: a tenth of the default.
+const LEASE_WARNING: Duration = Duration::from_secs(2 * 3600);
+
+/// When each duty is due.
+#[derive(Debug)]
+pub(super) struct Schedule {
+    check: Timestamp,
+    announce: Timestamp,
+    watch: Timestamp,
+    persist: Timestamp,
+    denials: Timestamp,
+}
+
+impl Schedule {
+    /// Everything is due once its time has passed from `now` on.
+    pub(super) fn new(now: Timestamp) -> Self {
+        Self {
+            check: now + CHECK_EVERY,
+            announce: now + ANNOUNCE_EVERY,
+            watch: now + WATCH_EVERY,
+            persist: now + PERSIST_EVERY,
+            denials: now + telemetry::EVERY,
+        }
+    }
+}
+
+/// Whether a duty is due; if so, it is due again later.
+fn due(at: &mut Timestamp, now: Timestamp, every: Duration) -> bool {
+    let is_due = *at <= now;
+    if is_due {
+        *at = now + every;
+    }
+    is_due
+}
+
+impl Agent {
+    pub(super) async fn duties(&mut self) {
+        let now = clock::now();
+        if due(&mut self.duties.watch, now, WATCH_EVERY) {
+            self.watch_clock(now).await;
+            self.save_again().await;
+        }
+        if due(&mut self.duties.check, now, CHECK_EVERY) {
+            let dataplane = self.dataplane.clone();
+            if blocking(move || dataplane.lock().check()).await.unwrap_or(false) {
+                let report = self.report();
+                let outputs = self.link.report(report);
+                self.carry_out(outputs).await;
+            }
+        }
+        if due(&mut self.duties.announce, now, ANNOUNCE_EVERY) {
+            self.announce().await;
+        }
+        if due(&mut self.duties.persist, now, PERSIST_EVERY) {
+            self.persist_lease();
+            self.persist_endpoints();
+        }
+        if due(&mut self.duties.denials, now, telemetry::EVERY) {
+            self.denials.sample(self.engine.stats(), now);
+        }
+    }
+
+    /// A wall clock that stepped back makes handshakes that peers refuse: a raised incarnation has them begin anew.
+    async fn watch_clock(&mut self, now: Timestamp) {
+        if !self.steps.stepped_back(wall_now(), now) {
+            return;
+        }
+        match incarnation::raise(&self.dir, wall_now()) {
+            Ok(raised) => {
+                tracing::warn!(incarnation = raised, "the wall clock stepped back: peers are told to begin anew");
+                self.incarnation = raised;
+                let outputs = self.link.raised(raised);
+                self.carry_out(outputs).await;
+            }
+            Err(error) => tracing::error!(%error, "cannot raise the incarnation"),
+        }
+    }
+
+    /// Tells the coordinator where peers may reach this host, if that changed.
+    pub(super) async fn announce(&mut self) {
+        let configured = self.config.endpoints.clone();
+        let port = self.dataplane.lock().port();
+        let towards_coordinator = self.session.frames().and_then(crate::control::connection::Frames::local);
+        let overlay = self.link.installed_content().map(|view| view.config.overlay);
+        let listed = blocking(move || {
+            candidates::list(Known {
+                port,
+                configured: &configured,
+                towards_coordinator,
+                overlay,
+            })
+        });
+        match listed.await {
+            Ok(Ok(endpoints)) => {
+                let outputs = self.link.endpoints(endpoints);
+                // What is sent here causes no further announcement: the box only tells the compiler that this ends.
+                Box::pin(self.carry_out(outputs)).await;
+            }
+            Ok(Err(error)) => tracing::warn!(%error, "cannot list this host's addresses"),
+            Err(error) => tracing::warn!(%error, "cannot list this host's addresses"),
+        }
+    }
+
+    /// Answers a question; the one who asked may have gone.
+    pub(super) fn answer(&mut self, (request, to): Question) {
+        let Some(view) = self.in_force() else {
+            let answer = match request {
+                Request::Status => Answer::Status(Box::new(self.status())),
+                Request::Denials => self.recent_denials(),
+                Request::Flows | Request::Explain { .. } | Request::Ping { .. } => problem(
+                    "no_view",
+                    "this host has no view yet: nothing is allowed",
+                    "`cloison-agent status` shows the link with the coordinator",
+                ),
+            };
+            let _ = to.send(answer);
+            return;
+        };
+        let now = clock::now();
+        let mesh = self.link.mesh_time(now);
+        let answer = match request {
+            Request::Status => Answer::Status(Box::new(self.status())),
+            Request::Flows => answer::flows(&self.table, &self.engine),
+            Request::Denials => self.recent_denials(),
+            Request::Explain { from, to, on } => {
+                let question = answer::Question { from, to, on };
+                let allowed = answer::explain(&view, &self.table, &question, mesh);
+                let dataplane = self.dataplane.lock();
+                let explanation = answer::obstacles(&view, dataplane.report(), &self.engine, &allowed, self.lease_left(now));
+                Answer::Explain(explanation)
+            }
+            Request::Ping { component } => {
+                let ping = answer::ping(view, self.table.clone(), self.engine.clone(), component, mesh);
+                tokio::spawn(async move {
+                    let _ = to.send(ping.await);
+                });
+                return;
+            }
+        };
+        let _ = to.send(answer);
+    }
+
+    /// What the view in the data plane says.
+    fn in_force(&self) -> Option<std::sync::Arc<cloison_proto::view::View>> {
+        self.link.installed_content().cloned()
+    }
+
+    fn recent_denials(&mut self) -> Answer {
+        let now = clock::now();
+        self.denials.sample(self.engine.stats(), now);
+        Answer::Denials {
+            denials: self.denials.recent(now),
+        }
+    }
+
+    fn status(&self) -> Status {
+        let now = clock::now();
+        let header = self.link.installed_header();
+        let dataplane = self.dataplane.lock();
+        let view = self.in_force();
+        let instances = view.as_ref().map_or_else(Vec::new, |v| answer::instances(v, dataplane.report()));
+        Status {
+            software: env!("CARGO_PKG_VERSION").into(),
+            host: self.us.host,
+            name: self.us.name.clone(),
+            mesh: self.us.mesh,
+            uptime_secs: now.since(self.started).as_secs(),
+            incarnation: self.incarnation,
+            listen_port: dataplane.port(),
+            interface: self.config.interface.to_string(),
+            version: header.map(|h| h.version),
+            state_hash: header.map(|h| h.state_hash.to_string()),
+            lease: Lease {
+                left_secs: self.lease_left(now).as_secs(),
+                mesh_time: self.link.mesh_time(now),
+            },
+            link: self.shown_link(now),
+            peers: view.as_ref().map_or_else(Vec::new, |v| answer::peers(v, &self.engine)),
+            packets: answer::packets(&self.engine, dataplane.counts()),
+            ignored_items: view.as_ref().map_or(0, |v| v.ignored as u64),
+            warnings: self.warnings(now, view.is_some()),
+            instances,
+        }
+    }
+
+    fn shown_link(&self, now: Timestamp) -> ShownLink {
+        match self.link.state() {
+            LinkState::Connecting => ShownLink::Connecting,
+            LinkState::Linked { since } => ShownLink::Linked {
+                address: self.session.address().unwrap_or_default().to_owned(),
+                for_secs: now.since(*since).as_secs(),
+            },
+            LinkState::Waiting { until, why } => ShownLink::Waiting {
+                next_secs: until.since(now).as_secs(),
+                why: why.clone(),
+            },
+        }
+    }
+
+    fn warnings(&self, now: Timestamp, has_view: bool) -> Vec<String> {
+        let mut warnings = self.problems.clone();
+        let left = self.lease_left(now);
+        if !has_view {
+            warnings.push("no view is in force: nothing is allowed until the coordinator sends one".into());
+        } else if left.is_zero() {
+            warnings.push("the lease has ended: nothing is allowed until the coordinator renews it".into());
+        } else if left < LEASE_WARNING
+            && self
+                .lease
+                .as_ref()
+                .is_some_and(|(l, _)| Duration::from_secs(l.lease.valid_for_secs) > 2 * LEASE_WARNING)
+        {
+            warnings.push(format!(
+                "the lease ends in {} min, and the coordinator was not reached to renew it",
+                left.as_secs() / 60
+            ));
+        }
+        if self.clock_off {
+            warnings.push(CLOCK_OFF.into());
+        }
+        if self.unsaved {
+            warnings.push("the view in force could not be written to disk: a restart would begin with an older one or none".into());
+        }
+        warnings.extend(self.link_warning.clone());
+        warnings
+    }
+}

@@ -1,0 +1,337 @@
+//! The link's IO inside the loop: an attempt that runs beside it, or frames that come. What the state machine decided is carried out here,
+//! in order.
+
+use std::collections::VecDeque;
+use std::future::pending;
+use std::time::Duration;
+
+use cloison_proto::control::agent::Report;
+use cloison_proto::control::frame::Frame;
+use tokio::task::JoinHandle;
+
+use super::{Agent, blocking, own_window};
+use crate::control::certificate::Window;
+use crate::control::connection::{self, Attempt, ConnectionError, Frames};
+use crate::control::link::{Offer, Output};
+use crate::control::verifier::Anchors;
+use crate::dataplane::{Enforcement, InForce};
+use crate::enroll::{self, EnrollError};
+use crate::state::identity::store_certificate;
+use crate::state::view_cache::{self, HeldLease};
+use crate::sys::clock;
+
+/// Why an attempt came to nothing.
+#[derive(Debug)]
+pub(super) struct Failure {
+    why: String,
+    certificate_refused: bool,
+}
+
+type Attempted = Result<(Frames, Option<(Vec<u8>, Window)>), Failure>;
+
+/// Where the IO stands.
+#[derive(Debug, Default)]
+pub(super) enum Session {
+    /// Nothing is under way.
+    #[default]
+    Idle,
+    /// An attempt runs.
+    Trying(JoinHandle<Attempted>),
+    /// The link stands.
+    Open(Box<Frames>),
+}
+
+/// What came of waiting.
+#[derive(Debug)]
+pub struct Outcome(What);
+
+#[derive(Debug)]
+enum What {
+    Attempted(Box<Attempted>),
+    Frame(Frame),
+    Lost(ConnectionError),
+}
+
+impl Session {
+    /// The next thing that happens; never, if nothing is under way. May be dropped and called again without losing anything.
+    pub(super) async fn next(&mut self) -> Outcome {
+        match self {
+            Self::Idle => pending().await,
+            Self::Trying(attempt) => {
+                let result = attempt.await;
+                let failed = |e: tokio::task::JoinError| Failure {
+                    why: e.to_string(),
+                    certificate_refused: false,
+                };
+                *self = Self::Idle;
+                Outcome(What::Attempted(Box::new(result.map_err(failed).and_then(|attempted| attempted))))
+            }
+            Self::Open(frames) => match frames.next().await {
+                Ok(frame) => Outcome(What::Frame(frame)),
+                Err(e) => Outcome(What::Lost(e)),
+            },
+        }
+    }
+
+    /// Ends what is under way.
+    pub(super) async fn close(&mut self, why: &str) {
+        match std::mem::take(self) {
+            Self::Idle => {}
+            Self::Trying(attempt) => attempt.abort(),
+            Self::Open(frames) => frames.close(why).await,
+        }
+    }
+
+    /// The coordinator's address, if the link stands.
+    pub(super) fn address(&self) -> Option<&str> {
+        self.frames().map(Frames::address)
+    }
+
+    /// The link's connection, if it stands.
+    pub(super) fn frames(&self) -> Option<&Frames> {
+        match self {
+            Self::Open(frames) => Some(frames),
+            Self::Idle | Self::Trying(_) => None,
+        }
+    }
+}
+
+impl Agent {
+    pub(super) async fn session_outcome(&mut self, Outcome(what): Outcome) {
+        let now = clock::now();
+        match what {
+            What::Frame(frame) => {
+                let outputs = self.link.frame(now, &frame);
+                self.carry_out(outputs).await;
+            }
+            What::Lost(error) => self.lost(error).await,
+            What::Attempted(attempted) => match *attempted {
+                Ok((frames, renewed)) => {
+                    if let Some((der, window)) = renewed {
+                        self.certificate = Some(der);
+                        self.link.certificate(window);
+                    }
+                    self.clock_off = frames.clock_off();
+                    self.link_warning = None;
+                    tracing::info!(coordinator = frames.address(), "linked");
+                    self.session = Session::Open(Box::new(frames));
+                    self.announce().await;
+                    let outputs = self.link.connected(now);
+                    self.carry_out(outputs).await;
+                }
+                Err(failure) => {
+                    tracing::info!(why = failure.why, "no link");
+                    if failure.certificate_refused {
+                        self.link.certificate_refused();
+                    }
+                    self.link.disconnected(now, failure.why);
+                }
+            },
+        }
+    }
+
+    async fn lost(&mut self, error: ConnectionError) {
+        tracing::info!(%error, "the link ended");
+        if matches!(error, ConnectionError::CertificateRefused { .. }) {
+            self.link.certificate_refused();
+        }
+        self.session.close("lost").await;
+        self.link.disconnected(clock::now(), error.to_string());
+    }
+
+    /// Carries out what the state machine decided, and what it decides upon that.
+    pub(super) async fn carry_out(&mut self, outputs: Vec<Output>) {
+        let mut queue = VecDeque::from(outputs);
+        while let Some(output) = queue.pop_front() {
+            match output {
+                Output::Connect { renew } => self.session = Session::Trying(tokio::spawn(self.attempt(renew))),
+                Output::Send(message) => {
+                    if let Session::Open(frames) = &mut self.session
+                        && let Err(error) = frames.send(&message.to_frame()).await
+                    {
+                        self.lost(error).await;
+                    }
+                }
+                Output::Install(offer) => queue.extend(self.install(*offer).await),
+                Output::Lease(held) => self.renew_lease(*held),
+                Output::Hints(hints) => self.take_hints(hints),
+                Output::Certificate(der) => self.keep_certificate(der),
+                Output::Trust(items) => {
+                    self.us.trust = items;
+                    self.us.known_time = self.link.mesh_time(clock::now());
+                    if let Err(error) = self.us.store(&self.dir) {
+                        tracing::error!(%error, "cannot keep whom to trust");
+                    }
+                }
+                Output::Close(why) => {
+                    // A send before may have found the link lost, and said so.
+                    if self.session.frames().is_some() {
+                        self.session.close(why).await;
+                        self.link.disconnected(clock::now(), why);
+                    }
+                }
+                Output::Warning(text) => {
+                    tracing::warn!("{text}");
+                    self.link_warning = Some(text);
+                }
+            }
+        }
+    }
+
+    /// An attempt at all coordinators in turn; with a renewal of the certificate before, if that is needed.
+    fn attempt(&self, renew: bool) -> impl Future<Output = Attempted> + Send + use<> {
+        let trust = self.link.trust();
+        let named = [&*self.config.coordinators, trust.addresses(), &*self.us.addresses];
+        let addresses = named.into_iter().find(|list| !list.is_empty()).unwrap_or_default().to_vec();
+        let attempt = Attempt {
+            mesh: self.us.mesh,
+            anchors: Anchors::of(trust),
+            wall: super::wall_now(),
+            past: self.link.mesh_time(clock::now()),
+        };
+        let (us, dir, keys) = (self.us.clone(), self.dir.clone(), self.keys.clone());
+        let certificate = self.certificate.clone().filter(|_| !renew);
+        async move {
+            let mut whys = Vec::new();
+            let mut certificate_refused = false;
+            for address in addresses {
+                let mut renewed = None;
+                if certificate.is_none() {
+                    match enroll::renew(&dir, &us, &address, attempt.clone(), &keys.identity).await {
+                        Ok(new) => renewed = Some(new),
+                        Err(e) => {
+                            whys.push(renewal_failed(&e));
+                            continue;
+                        }
+                    }
+                }
+                let der = certificate
+                    .as_deref()
+                    .or(renewed.as_ref().map(|(der, _)| der.as_slice()))
+                    .unwrap_or_default();
+                match connection::link(&address, attempt.clone(), &keys.identity, der).await {
+                    Ok(frames) => return Ok((frames, renewed)),
+                    Err(e) => {
+                        certificate_refused |= matches!(e, ConnectionError::CertificateRefused { .. });
+                        whys.push(e.to_string());
+                    }
+                }
+            }
+            if whys.is_empty() {
+                whys.push("no coordinator's address is known; name one with --coordinator".into());
+            }
+            Err(Failure {
+                why: whys.join("; "),
+                certificate_refused,
+            })
+        }
+    }
+
+    /// A view: data plane, disk, then the state machine's ack.
+    async fn install(&mut self, offer: Offer) -> Vec<Output> {
+        let now = clock::now();
+        let before = self.lease.take();
+        self.lease = offer.lease.map(|held| self.ending(held));
+        let in_force = InForce {
+            view: offer.view.content().clone(),
+            keys: self.local_keys.clone(),
+            lease: self.lease_term(now),
+        };
+        let dataplane = self.dataplane.clone();
+        let applied = blocking(move || dataplane.lock().apply(in_force)).await;
+        let detail = match applied {
+            Ok(Ok(installed)) => {
+                let version = offer.view.header().version;
+                tracing::info!(%version, ?installed, "view in force");
+                self.table = std::sync::Arc::new(cloison_proto::filter::Table::new(offer.view.content()));
+                self.problems.clear();
+                self.announce().await;
+                return self.save(&offer.view);
+            }
+            Ok(Err(conflict)) => conflict.to_string(),
+            Err(e) => e.to_string(),
+        };
+        tracing::error!(detail, "a view could not be put in force; the one before stays");
+        self.lease = before;
+        self.problems = vec![format!("a newer view could not be put in force: {detail}")];
+        self.link.not_applied(&detail)
+    }
+
+    /// Keeps the view in force and its lease; the ack waits for the disk.
+    fn save(&mut self, view: &cloison_proto::view::VerifiedView) -> Vec<Output> {
+        self.persist_lease();
+        self.unsaved = false;
+        match view_cache::store_view(&self.dir, view) {
+            Ok(()) => {
+                let report = self.report();
+                self.link.applied(clock::now(), report)
+            }
+            Err(error) => {
+                tracing::error!(%error, "the view is in force but not on disk; trying again");
+                self.unsaved = true;
+                Vec::new()
+            }
+        }
+    }
+
+    /// Tries again to keep a view that the disk refused.
+    pub(super) async fn save_again(&mut self) {
+        if let (true, Some(view)) = (self.unsaved, self.link.installing().cloned()) {
+            let outputs = self.save(&view);
+            self.carry_out(outputs).await;
+        }
+    }
+
+    fn renew_lease(&mut self, held: HeldLease) {
+        self.lease = Some(self.ending(held));
+        if let Some(term) = self.lease_term(clock::now()) {
+            self.dataplane.lock().renew(term);
+        }
+        self.persist_lease();
+    }
+
+    /// A lease, and when it ends on this host's clock.
+    fn ending(&self, held: HeldLease) -> (HeldLease, cloison_proto::version::Timestamp) {
+        let now = clock::now();
+        let left = held.lease.ends_at().0.saturating_sub(self.link.mesh_time(now).0);
+        let left = Duration::from_secs(left.min(held.lease.valid_for_secs));
+        (held, now + left)
+    }
+
+    fn keep_certificate(&mut self, der: Vec<u8>) {
+        let Some(window) = own_window(&der, &self.us, &self.keys) else {
+            return;
+        };
+        if let Err(error) = store_certificate(&self.dir, &der) {
+            tracing::error!(%error, "cannot keep the new certificate; asking again later");
+            return;
+        }
+        tracing::info!(not_after = window.not_after, "certificate renewed");
+        self.certificate = Some(der);
+        self.link.certificate(window);
+    }
+
+    /// How the host does with the view in force.
+    pub(super) fn report(&self) -> Report {
+        let dataplane = self.dataplane.lock();
+        let unenforced = dataplane.report().iter().filter_map(|(component, enforcement)| match enforcement {
+            Enforcement::Unenforced(reason) => Some(cloison_proto::control::agent::Unenforced {
+                component: component.clone(),
+                reason: reason.clone(),
+            }),
+            Enforcement::Enforced | Enforcement::Shared => None,
+        });
+        Report {
+            unenforced: unenforced.collect(),
+            ignored_items: self.link.installed_content().map_or(0, |view| view.ignored as u64),
+        }
+    }
+}
+
+fn renewal_failed(error: &EnrollError) -> String {
+    if error.is_denied() {
+        "the coordinator gives this host no new certificate: it is revoked, or was away for more than 30 days".into()
+    } else {
+        format!("no new certificate: {error}")
+    }
+}
