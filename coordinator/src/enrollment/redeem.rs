@@ -160,3 +160,122 @@ impl Enrollment {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use cloison_proto::key::{SigningKey, WgPrivateKey};
+    use cloison_proto::trust::Trust;
+
+    use super::*;
+    use crate::store::testing::{LOCAL, START, TestResult, environment, in_memory, new_mesh, policy, spec};
+    use crate::store::{IfMatch, NewToken};
+    use crate::trust::HostVerifier;
+
+    const EXPORTER: [u8; EXPORTER_LEN] = [5; EXPORTER_LEN];
+
+    fn proven() -> Proven<'static> {
+        Proven {
+            exporter: &EXPORTER,
+            source: IpAddr::from([192, 0, 2, 1]),
+        }
+    }
+
+    async fn enrollment() -> Result<(Enrollment, Arc<Roots>), Box<dyn std::error::Error>> {
+        let roots = Arc::new(Roots::generate(new_mesh()?.mesh, &environment().0)?);
+        let (store, _) = in_memory().await?;
+        Ok((Enrollment::new(store, roots.clone()), roots))
+    }
+
+    fn request(token: &NewToken, exporter: &[u8; 32], challenge: &Challenge) -> JoinRequest {
+        let (identity, wg_key) = (SigningKey::from_seed(&[1; 32]), WgPrivateKey::from_bytes([2; 32]));
+        let (identity_proof, wg_proof) = join::prove(exporter, token.id, &identity, &wg_key, challenge);
+        JoinRequest {
+            token: token.id,
+            secret: *token.secret.expose(),
+            identity: identity.identity(),
+            wg_key: wg_key.public(),
+            identity_proof,
+            wg_proof,
+            software: "test".into(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_joiner_gets_its_name_certificate_trust_and_components() -> TestResult {
+        let (enrollment, roots) = enrollment().await?;
+        enrollment
+            .store
+            .put_policy(LOCAL, policy(&[("postgres", &["db-1"])])?, IfMatch::Absent)
+            .await?;
+        let token = enrollment.store.create_token(LOCAL, spec("db-1")?).await?;
+        let admission = enrollment.admit()?;
+        let request = request(&token, &EXPORTER, &admission.challenge());
+        let joined = enrollment.join(admission, &request, proven()).await?;
+        assert_eq!((joined.name.as_str(), joined.components), ("db-1", vec!["postgres".parse()?]));
+        assert_eq!(joined.root, *roots.root_key().as_bytes());
+        let trust = Trust::with_items(joined.mesh, roots.root_key(), &joined.trust, START)?;
+        assert_eq!(trust.addresses(), ["192.0.2.1:7443"]);
+        let linked = HostVerifier::new(roots).host_of(&[joined.certificate.into()], START)?;
+        assert_eq!((linked.host, linked.identity), (joined.host, request.identity));
+        assert_eq!(enrollment.store.admit_certificate(linked.host, linked.serial).await?, Ok(()));
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_proof_of_another_session_enrolls_nothing_and_keeps_the_token() -> TestResult {
+        let (enrollment, _) = enrollment().await?;
+        let token = enrollment.store.create_token(LOCAL, spec("db-1")?).await?;
+        let admission = enrollment.admit()?;
+        let carried = request(&token, &[6; 32], &admission.challenge());
+        assert!(matches!(
+            enrollment.join(admission, &carried, proven()).await,
+            Err(EnrollmentError::Denied)
+        ));
+        assert!(enrollment.store.inventory().hosts.is_empty());
+        let admission = enrollment.admit()?;
+        let good = request(&token, &EXPORTER, &admission.challenge());
+        let replayed = JoinRequest { ..good.clone() };
+        enrollment.join(admission, &good, proven()).await?;
+        let next = enrollment.admit()?;
+        assert!(
+            matches!(enrollment.join(next, &replayed, proven()).await, Err(EnrollmentError::Denied)),
+            "another challenge"
+        );
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_host_renews_by_its_identity_key_and_nobody_else_does() -> TestResult {
+        let (enrollment, roots) = enrollment().await?;
+        let token = enrollment.store.create_token(LOCAL, spec("db-1")?).await?;
+        let admission = enrollment.admit()?;
+        let request = request(&token, &EXPORTER, &admission.challenge());
+        let host = enrollment.join(admission, &request, proven()).await?.host;
+        let renewal = |seed: u8, host| {
+            let key = SigningKey::from_seed(&[seed; 32]);
+            RenewRequest {
+                host,
+                identity: key.identity(),
+                identity_proof: join::prove_renewal(&EXPORTER, host, &key),
+            }
+        };
+        let renewed = enrollment.renew(&renewal(1, host), proven()).await?;
+        assert_eq!(HostVerifier::new(roots).host_of(&[renewed.certificate.into()], START)?.host, host);
+        assert!(
+            enrollment.renew(&renewal(9, host), proven()).await.is_err(),
+            "a key that nobody enrolled"
+        );
+        assert!(
+            enrollment.renew(&renewal(1, HostId([0; 16])), proven()).await.is_err(),
+            "another host's id"
+        );
+        let stolen = RenewRequest {
+            identity: request.identity,
+            ..renewal(9, host)
+        };
+        assert!(enrollment.renew(&stolen, proven()).await.is_err(), "a key that it does not hold");
+        enrollment.store.revoke_host(LOCAL, host).await?;
+        assert!(enrollment.renew(&renewal(1, host), proven()).await.is_err(), "revoked");
+        Ok(())
+    }
+}

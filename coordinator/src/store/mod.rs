@@ -20,11 +20,14 @@ mod log;
 mod mesh;
 mod model;
 mod policy;
+mod publish;
 mod redeem;
 mod row;
 mod snapshot;
 #[cfg(test)]
 pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 mod tokens;
 
 use std::fmt;

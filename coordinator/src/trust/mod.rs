@@ -7,6 +7,8 @@
 mod issue;
 mod roots;
 mod server;
+#[cfg(test)]
+mod tests;
 mod verify;
 
 pub use issue::{HOST_LIFETIME, HostCertificate, IssueError};
