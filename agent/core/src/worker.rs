@@ -4,14 +4,20 @@
 //! to the kernel -> [`Worker::clear`] -> [`Worker::end`], and then it may sleep. Results that were not sent before `end` may have been
 //! judged by a view that is no longer in force (I6); so `end` throws them away.
 //!
+//! A thread that stops working must drop its worker or end its batch: an install waits for both.
+//!
 //! Nothing here is allocated per packet, and a slab never grows: when [`Worker::has_room`] says no, the results are to be sent first.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
+use cloison_proto::net::Protocol;
+use cloison_proto::verdict::DropReason;
+
 use crate::TunId;
 use crate::engine::{Engine, Snapshot};
+use crate::packet::{Direction, Parsed};
 use crate::path_policy::PathPolicy;
 use crate::stats::Stats;
 use crate::wg::{LocalKey, OVERHEAD};
@@ -27,6 +33,9 @@ const ROOM_BYTES: usize = 384 * 1024;
 /// The same in results.
 const ROOM_ITEMS: usize = 256;
 
+/// Refused packets that a batch notes.
+const MAX_DENIALS: usize = 64;
+
 /// A datagram to be sent on the underlay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Transmit {
@@ -36,6 +45,23 @@ pub struct Transmit {
     pub local: Option<IpAddr>,
     /// The two ECN bits of the outer header (RFC 6040).
     pub ecn: u8,
+}
+
+/// A packet that was understood and refused: for the log and for `status`, which limit themselves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Denial {
+    /// Which way it went.
+    pub direction: Direction,
+    /// Where it came from.
+    pub source: IpAddr,
+    /// Where it was to go.
+    pub destination: IpAddr,
+    /// What a rule would have to grant; `None` for an ICMP error.
+    pub protocol: Option<Protocol>,
+    /// The destination port; zero where there is none.
+    pub port: u16,
+    /// Why it was refused.
+    pub reason: DropReason,
 }
 
 /// A worker's part of the engine.
@@ -71,8 +97,11 @@ impl<P: PathPolicy, K: LocalKey> Worker<P, K> {
         }
     }
 
-    /// Begins a batch: what follows is judged by the view in force now.
+    /// Begins a batch: what follows is judged by the view in force now. Results of a batch that was not ended are gone.
     pub fn begin(&mut self, engine: &Engine<P, K>) {
+        if self.snapshot.is_some() {
+            self.clear();
+        }
         // Announced before it is loaded, so that an install either waits for this batch or is seen by it.
         self.seat.state.store(WAKING, Ordering::Relaxed);
         fence(Ordering::SeqCst);
@@ -105,10 +134,17 @@ impl<P: PathPolicy, K: LocalKey> Worker<P, K> {
         self.out.tun.iter()
     }
 
+    /// Packets that were refused in this batch, as far as there was room to note them: all are counted.
+    #[must_use]
+    pub fn denials(&self) -> &[Denial] {
+        &self.out.denials
+    }
+
     /// Forgets the results, after they have been sent.
     pub fn clear(&mut self) {
         self.out.udp.clear();
         self.out.tun.clear();
+        self.out.denials.clear();
     }
 
     /// The worker's counters.
@@ -146,6 +182,7 @@ impl Seat {
 pub(crate) struct Outputs {
     pub(crate) udp: Slab<Transmit>,
     pub(crate) tun: Slab<TunId>,
+    denials: Vec<Denial>,
 }
 
 impl Outputs {
@@ -153,6 +190,22 @@ impl Outputs {
         Self {
             udp: Slab::new(),
             tun: Slab::new(),
+            denials: Vec::with_capacity(MAX_DENIALS),
+        }
+    }
+
+    /// Notes a packet that was refused, if there is room.
+    pub(crate) fn deny(&mut self, direction: Direction, packet: &Parsed, reason: DropReason) {
+        let (_, port) = packet.ports();
+        if self.denials.len() < MAX_DENIALS {
+            self.denials.push(Denial {
+                direction,
+                source: packet.src,
+                destination: packet.dst,
+                protocol: packet.protocol(),
+                port,
+                reason,
+            });
         }
     }
 }

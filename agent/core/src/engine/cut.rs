@@ -4,7 +4,7 @@
 //! the flows. When it returns, no packet of a flow that is denied now passes in either direction (I6). Local TCP sockets of flows that were
 //! cut get one reset each, as results of the installing worker; what does not fit its slab is told by the following ticks.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
@@ -14,16 +14,21 @@ use cloison_proto::version::Timestamp;
 use super::judge::judge_flow;
 use super::{Engine, Installing, Snapshot, Step};
 use crate::TunId;
-use crate::flow::{Entry, FlowLimits, Kept, Moment, Swept, cut};
+use crate::flow::{Entry, FlowKind, FlowLimits, Grant, Kept, Moment, Swept, cut};
 use crate::install::{Installed, LeaseClock, PeerPlan, Plan};
 use crate::packet::Direction;
 use crate::path_policy::PathPolicy;
 use crate::peer::{Keys, Peer, PeerMap, PeerState};
 use crate::wg::LocalKey;
+use crate::wg::index::PeerPrefix;
 use crate::worker::{Outputs, Worker};
 
-/// Local ends of cut flows that are yet to be told, and the TUNs on which they hang.
-pub(super) type Pending = VecDeque<(Entry, TunId)>;
+/// Local ends of cut TCP flows that are yet to be told, and the TUNs on which they hang.
+#[derive(Default)]
+pub(super) struct Pending(VecDeque<(Entry, TunId)>);
+
+/// As many as there can be flows (I9). Whoever is not told learns it from the answer to its next segment.
+const MAX_PENDING: usize = 65_536;
 
 impl<P: PathPolicy, K: LocalKey> Engine<P, K> {
     /// Puts a plan in force: paths, filter and peers at once. Ends the worker's batch first; what it then holds is to be sent as always.
@@ -97,29 +102,29 @@ impl<P: PathPolicy, K: LocalKey> Engine<P, K> {
 
     /// The peers of a plan: those of the view before, and new ones.
     fn peer_map(&self, old: Option<&Snapshot<P, K>>, plan: Vec<PeerPlan<K>>, installing: &mut Installing) -> Vec<(Arc<Peer<K>>, Keys<K>)> {
-        let mut peers: Vec<(Arc<Peer<K>>, Keys<K>)> = Vec::with_capacity(plan.len());
-        let mut drawn = std::collections::BTreeSet::new();
-        for PeerPlan { host, keys } in plan {
+        let mut drawn = BTreeSet::new();
+        let peer = |PeerPlan { host, keys }| {
             if let Some(known) = old.and_then(|old| old.peers.by_host(host)) {
-                peers.push((known.clone(), keys));
-                continue;
+                return (known.clone(), keys);
             }
             let taken = |prefix| drawn.contains(&prefix) || old.is_some_and(|old| old.peers.by_prefix(prefix).is_some());
-            // A view has 16,384 peers at most and there are a million prefixes: the draw ends.
-            let Some(prefix) = installing.prefixes.draw(taken) else { continue };
-            drawn.insert(prefix);
-            let unknown = Keys {
+            let none = |psk_generation| Keys {
                 locals: Vec::new(),
                 remotes: Vec::new(),
                 psk: None,
-                psk_generation: keys.psk_generation,
+                psk_generation,
             };
-            peers.push((
-                Arc::new(Peer::new(host, prefix, PeerState::new(prefix, unknown, self.room.clone()))),
-                keys,
-            ));
-        }
-        peers
+            // A view has 16,384 peers at most and there are a million prefixes. Should the draw fail all the same, the peer keeps its
+            // position and gets no keys: nobody is mistaken for it.
+            let (prefix, keys) = match installing.prefixes.draw(taken) {
+                Some(prefix) => (prefix, keys),
+                None => (PeerPrefix::default(), none(keys.psk_generation)),
+            };
+            drawn.insert(prefix);
+            let state = PeerState::new(prefix, none(keys.psk_generation), self.room.clone());
+            (Arc::new(Peer::new(host, prefix, state)), keys)
+        };
+        plan.into_iter().map(peer).collect()
     }
 
     /// Returns when no packet is judged by a view before the one with this stamp.
@@ -173,11 +178,11 @@ impl<P: PathPolicy, K: LocalKey> Engine<P, K> {
             .sweep_all(&moment, |entry| match table.map(|table| judge_flow(table, entry, &moment)) {
                 Some(Ok(grant)) => keep(entry, grant),
                 Some(Err(_)) | None => {
-                    pending.extend(tun_of(entry).map(|tun| (*entry, tun)));
+                    pending.add(entry, tun_of(entry));
                     Kept::Drop
                 }
             });
-        tell(&mut pending, &mut worker.out);
+        pending.tell(&mut worker.out);
         swept
     }
 }
@@ -201,17 +206,16 @@ impl<P: PathPolicy, K: LocalKey> Step<'_, P, K> {
             .sweep_step(&moment, |entry| match judge_flow(table, entry, &self.moment) {
                 Ok(grant) if holds => keep(entry, grant),
                 Ok(_) | Err(_) => {
-                    let tun = self.snapshot.policy.tun_of(entry.key().local);
-                    pending.extend(tun.map(|tun| (*entry, tun)));
+                    pending.add(entry, self.snapshot.policy.tun_of(entry.key().local));
                     Kept::Drop
                 }
             });
-        tell(&mut pending, self.out);
+        pending.tell(self.out);
     }
 
     /// Tells what an earlier cut had no room to tell.
     pub(super) fn tell_pending_cuts(&mut self) {
-        tell(&mut self.engine.cuts.lock(), self.out);
+        self.engine.cuts.lock().tell(self.out);
     }
 }
 
@@ -226,18 +230,25 @@ impl Installing {
     }
 }
 
-fn keep(entry: &mut Entry, grant: crate::flow::Grant) -> Kept {
+fn keep(entry: &mut Entry, grant: Grant) -> Kept {
     entry.regrant(grant);
     Kept::Keep
 }
 
-/// Writes resets as far as there is room.
-fn tell(pending: &mut Pending, out: &mut Outputs) {
-    while out.tun.has_room()
-        && let Some((entry, tun)) = pending.pop_front()
-    {
-        if let Some(len) = cut::reset(&entry, out.tun.space()) {
-            out.tun.commit(len, tun);
+impl Pending {
+    fn add(&mut self, entry: &Entry, tun: Option<TunId>) {
+        let to_be_told = entry.key().kind == FlowKind::Tcp && !entry.is_closed() && self.0.len() < MAX_PENDING;
+        self.0.extend(tun.filter(|_| to_be_told).map(|tun| (*entry, tun)));
+    }
+
+    /// Writes resets as far as there is room.
+    fn tell(&mut self, out: &mut Outputs) {
+        while out.tun.has_room()
+            && let Some((entry, tun)) = self.0.pop_front()
+        {
+            if let Some(len) = cut::reset(&entry, out.tun.space()) {
+                out.tun.commit(len, tun);
+            }
         }
     }
 }

@@ -10,7 +10,8 @@ use cloison_proto::verdict::DropReason;
 use cloison_proto::version::Timestamp;
 
 use super::{Engine, Step, ecn};
-use crate::packet::{Direction, parse};
+use crate::TunId;
+use crate::packet::{Direction, Parsed, parse};
 use crate::path_policy::{PathPolicy, Route};
 use crate::peer::{PeerIndex, PeerState};
 use crate::wg::{Checked, Datagram, LocalKey, Message, Opened, Proof, SessionIndex};
@@ -177,15 +178,23 @@ impl<P: PathPolicy, K: LocalKey> Step<'_, P, K> {
     /// The inner packet of `len` bytes in the TUN slab's space, which the keys of `peer` decrypted.
     fn arrive(&mut self, peer: PeerIndex, len: usize, outer_ecn: u8) -> Result<(), DropReason> {
         let parsed = parse(self.out.tun.space().get(..len).unwrap_or_default())?;
-        let path = self.snapshot.policy.inbound(peer, &parsed)?;
-        let Route::Here(tun) = path.route else {
-            return Err(DropReason::DestinationNotLocal);
-        };
-        self.judge(&path, &parsed, Direction::Inbound)?;
+        let tun = self
+            .admit(peer, &parsed)
+            .inspect_err(|reason| self.out.deny(Direction::Inbound, &parsed, *reason))?;
         if outer_ecn == ecn::CE {
             self.out.tun.space().get_mut(..parsed.len).map(ecn::mark);
         }
         self.out.tun.commit(parsed.len, tun);
         Ok(())
+    }
+
+    /// Whether a packet of `peer` may come in; the TUN of its destination.
+    fn admit(&self, peer: PeerIndex, packet: &Parsed) -> Result<TunId, DropReason> {
+        let path = self.snapshot.policy.inbound(peer, packet)?;
+        let Route::Here(tun) = path.route else {
+            return Err(DropReason::DestinationNotLocal);
+        };
+        self.judge(&path, packet, Direction::Inbound)?;
+        Ok(tun)
     }
 }

@@ -51,6 +51,7 @@ impl<P: PathPolicy, K: LocalKey> Step<'_, P, K> {
             Ok(Sent::Queued) => self.stats.queued(Direction::Outbound, 1),
             Err(reason) => {
                 self.dropped(Direction::Outbound, reason);
+                self.out.deny(Direction::Outbound, &parsed, reason);
                 self.answer(tun, packet, &parsed, reason);
             }
         }

@@ -69,7 +69,7 @@ impl Endpoints {
     }
 
     /// Where the next initiation goes: the current endpoint, then the candidates, and round again.
-    pub fn next(&mut self) -> Option<Endpoint> {
+    pub fn next_target(&mut self) -> Option<Endpoint> {
         let turn = self.turn.checked_rem(self.known())?;
         self.turn = turn.saturating_add(1);
         let candidate = |remote| Endpoint { remote, local: None };
@@ -101,13 +101,16 @@ mod tests {
     }
 
     fn remotes(endpoints: &mut Endpoints, n: usize) -> Vec<SocketAddr> {
-        (0..n).filter_map(|_| endpoints.next()).map(|endpoint| endpoint.remote).collect()
+        (0..n)
+            .filter_map(|_| endpoints.next_target())
+            .map(|endpoint| endpoint.remote)
+            .collect()
     }
 
     #[test]
     fn initiations_try_each_in_turn_the_current_one_first() {
         let mut endpoints = Endpoints::default();
-        assert_eq!(endpoints.next(), None);
+        assert_eq!(endpoints.next_target(), None);
         endpoints.set_candidates([at(1), at(2), at(3)]);
         assert_eq!(remotes(&mut endpoints, 4), [at(1), at(2), at(3), at(1)]);
         assert!(endpoints.roam(at(2), None));

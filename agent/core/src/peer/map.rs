@@ -31,7 +31,7 @@ impl<K: LocalKey> PeerMap<K> {
         for (peer, keys) in peers {
             let index = PeerIndex(u32::try_from(map.peers.len()).unwrap_or(u32::MAX));
             map.by_key.extend(keys.iter().map(|key| (*key, index)));
-            map.by_prefix.insert(peer.prefix(), index);
+            map.by_prefix.entry(peer.prefix()).or_insert(index);
             map.by_host.insert(peer.host(), index);
             map.peers.push(peer);
         }

@@ -151,12 +151,13 @@ impl<K: LocalKey> PeerState<K> {
         Some(self.sessions.accept(ends, datagram, out, now))
     }
 
-    /// Whether the pace allows an initiation.
+    /// Whether the pace allows an initiation, and there is somewhere to send it.
     #[must_use]
     pub fn may_initiate(&self, now: Timestamp) -> bool {
         let first_rounds = self.tries < self.endpoints.known().saturating_mul(2).max(1);
         let pace = if first_rounds { MIN_PACE } else { REKEY_TIMEOUT };
-        !self.retired && self.initiated.is_none_or(|last| now.since(last) >= pace)
+        let somewhere = self.endpoints.known() > 0;
+        !self.retired && somewhere && self.initiated.is_none_or(|last| now.since(last) >= pace)
     }
 
     /// Writes an initiation for the next endpoint, if the pace allows one and there is an endpoint.
@@ -181,7 +182,7 @@ impl<K: LocalKey> PeerState<K> {
     /// Counts an initiation against the pace; where it goes.
     pub fn note_initiation(&mut self, now: Timestamp) -> Option<Endpoint> {
         (self.initiated, self.tries, self.wanted) = (Some(now), self.tries.saturating_add(1), false);
-        self.endpoints.next()
+        self.endpoints.next_target()
     }
 
     /// Takes note of an authentic, fresh message; whether the endpoint is another one.

@@ -118,7 +118,9 @@ impl Session for BoringSession {
         }
         match self.tunn.encapsulate(inner, out) {
             TunnResult::WriteToNetwork(datagram) => Sealed::Datagram(datagram.len()),
-            _ => Sealed::Refused(DropReason::Session),
+            TunnResult::Done | TunnResult::Err(_) | TunnResult::WriteToTunnelV4(..) | TunnResult::WriteToTunnelV6(..) => {
+                Sealed::Refused(DropReason::Session)
+            }
         }
     }
 
@@ -155,7 +157,7 @@ impl Session for BoringSession {
                 self.initiated = Some(now);
                 Some(initiation.len())
             }
-            _ => None,
+            TunnResult::Done | TunnResult::Err(_) | TunnResult::WriteToTunnelV4(..) | TunnResult::WriteToTunnelV6(..) => None,
         }
     }
 
@@ -169,7 +171,7 @@ impl Session for BoringSession {
                 len => Ticked::Keepalive(len),
             },
             TunnResult::Err(WireGuardError::ConnectionExpired) => Ticked::Expired,
-            _ => Ticked::Quiet,
+            TunnResult::Done | TunnResult::Err(_) | TunnResult::WriteToTunnelV4(..) | TunnResult::WriteToTunnelV6(..) => Ticked::Quiet,
         };
         self.has_keys = self.tunn.time_since_last_handshake().is_some();
         if matches!(ticked, Ticked::Initiation(_)) {

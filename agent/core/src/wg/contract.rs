@@ -12,6 +12,7 @@ use super::index::Prefixes;
 use super::*;
 
 type Outcome = Result<(), String>;
+type Promise = fn() -> Outcome;
 
 const START: Timestamp = Timestamp(1_000_000_000_000);
 const FROM: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
@@ -23,7 +24,7 @@ pub(crate) fn keys() -> (WgPrivateKey, WgPrivateKey) {
 
 /// Runs every promise.
 pub(crate) fn contract<K: LocalKey>() -> Outcome {
-    let promises: [(&str, fn() -> Outcome); 14] = [
+    let promises: [(&str, Promise); 14] = [
         ("data passes both ways", || data_passes_both_ways::<K>(None)),
         ("and with a pre-shared key", || {
             data_passes_both_ways::<K>(Some(&Secret32::from_bytes([7; 32])))
@@ -399,7 +400,7 @@ fn seal_at<S: Session>(session: &mut S, inner: &[u8], now: Timestamp) -> Result<
             out.truncate(len);
             Ok(out)
         }
-        other => Err(format!("not sealed: {other:?}")),
+        other @ (Sealed::NoSession | Sealed::Refused(_)) => Err(format!("not sealed: {other:?}")),
     }
 }
 

@@ -18,7 +18,7 @@ const SLOT_BITS: u32 = 4;
 const PEER_BITS: u32 = 20;
 
 /// The part of an index that all sessions of one peer share: 20 bits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct PeerPrefix(u32);
 
 /// The 24-bit index of one session.

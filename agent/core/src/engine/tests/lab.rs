@@ -22,7 +22,7 @@ use crate::packet::build::{ip, tcp, udp};
 use crate::path_policy::Mesh;
 use crate::timer::TICK;
 use crate::wg::LocalKey;
-use crate::worker::Worker;
+use crate::worker::{Denial, Worker};
 
 pub(crate) type Failure = Box<dyn std::error::Error>;
 pub(crate) type Outcome = Result<(), Failure>;
@@ -78,6 +78,8 @@ pub(crate) struct Host<K: LocalKey> {
     pub(crate) endpoint: SocketAddr,
     /// What its TUNs were given.
     pub(crate) delivered: Vec<(TunId, Vec<u8>)>,
+    /// What it refused last.
+    pub(crate) denials: Vec<Denial>,
 }
 
 /// Two hosts and what is between them.
@@ -165,6 +167,11 @@ pub(crate) fn view(policy: &Policy, host: usize) -> Result<View, Failure> {
         psk_generation: 0,
     }
     .put_in(&mut items);
+    put_rules(policy, &mut items)?;
+    Ok(View::parse(&items, host_id(host))?)
+}
+
+fn put_rules(policy: &Policy, items: &mut Items) -> Outcome {
     for (n, (from, to, ports, expires)) in policy.rules.iter().enumerate() {
         let grants = vec![Grant {
             ports: ports.parse()?,
@@ -178,9 +185,9 @@ pub(crate) fn view(policy: &Policy, host: usize) -> Result<View, Failure> {
             grants,
             expires: *expires,
         }
-        .put_in(&mut items);
+        .put_in(items);
     }
-    Ok(View::parse(&items, host_id(host))?)
+    Ok(())
 }
 
 impl<K: LocalKey> Lab<K> {
@@ -206,6 +213,7 @@ impl<K: LocalKey> Lab<K> {
                 worker,
                 endpoint: SocketAddr::from(([192, 0, 2, n], 51_820)),
                 delivered: Vec::new(),
+                denials: Vec::new(),
             }
         };
         Self {
@@ -277,11 +285,13 @@ impl<K: LocalKey> Lab<K> {
             worker,
             endpoint,
             delivered,
+            denials,
             ..
         } = &mut self.hosts[host];
         let sent = worker.udp().map(|(bytes, to)| (*endpoint, to.remote, bytes.to_vec()));
         self.wire.extend(sent);
         delivered.extend(worker.tun().map(|(bytes, tun)| (tun, bytes.to_vec())));
+        *denials = worker.denials().to_vec();
         worker.end();
     }
 

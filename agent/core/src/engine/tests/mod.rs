@@ -4,6 +4,7 @@
 mod flows;
 mod installs;
 mod lab;
+mod plain;
 mod strangers;
 mod walks;
 

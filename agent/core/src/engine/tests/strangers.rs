@@ -96,7 +96,7 @@ fn a_peer_cannot_speak_for_another_address<K: LocalKey>() -> Outcome {
     liar.say(&mut lab, &ip(n8n, at("runner", false)?, 17, &udp((1, 53), b"")))?;
     liar.say(&mut lab, &ip(n8n, postgres, 17, &udp((1, 54), b"")))?;
     liar.say(&mut lab, &ip(at("runner", false)?, postgres, 17, &udp((1, 53), b"")))?;
-    liar.say(&mut lab, &ip(n8n, postgres, 17, &udp((1, 53), b"")).get(..24).unwrap_or_default())?;
+    liar.say(&mut lab, ip(n8n, postgres, 17, &udp((1, 53), b"")).get(..24).unwrap_or_default())?;
     liar.say(&mut lab, &[0x45])?;
     assert!(lab.take_delivered(DB).is_empty() && lab.wire.is_empty(), "dropped in silence");
     let dropped = |reason| lab.dropped(DB, Direction::Inbound, reason);

@@ -98,6 +98,8 @@ fn a_denied_datagram_is_answered_by_prohibited<K: LocalKey>() -> Outcome {
             matches!(parse(answer).map_err(DropReason::as_str)?.transport, Transport::IcmpError { quoted, .. } if quoted.dst == at("postgres", v6)?)
         );
         assert_eq!(lab.dropped(APP, Direction::Outbound, DropReason::NoRule), 1);
+        let denied = lab.hosts[APP].denials.first().map(|d| (d.source, d.destination, d.port, d.reason));
+        assert_eq!(denied, Some((at("runner", v6)?, at("postgres", v6)?, 53, DropReason::NoRule)));
     }
     Ok(())
 }
