@@ -153,6 +153,30 @@ fn nothing_is_forwarded_to_or_from_the_tun() -> Outcome {
 }
 
 #[test]
+fn another_table_s_redirection_does_not_lead_around_it() -> Outcome {
+    let (host, stranger, _tun) = host_and_stranger()?;
+    let server = bind(&host, addresses(0)?.v4.into())?;
+    let redirect = format!("udp dport 7777 dnat to {}", server.local_addr()?);
+    inside(&host, || {
+        run("nft", "add table ip elsewhere")?;
+        run(
+            "nft",
+            "add chain ip elsewhere prerouting { type nat hook prerouting priority -100 ; }",
+        )?;
+        run("nft", &format!("add rule ip elsewhere prerouting {redirect}"))
+    })?;
+    for (loaded, expected) in [(false, true), (true, false)] {
+        if loaded {
+            inside(&host, || Ok(table()?.load()?))?;
+        }
+        server.set_read_timeout(Some(Duration::from_millis(if expected { 3000 } else { 100 })))?;
+        bind(&stranger, "192.0.2.2".parse()?)?.send_to(b"around", ("192.0.2.1", 7777))?;
+        assert_eq!(server.recv(&mut [0; 16]).is_ok(), expected);
+    }
+    Ok(())
+}
+
+#[test]
 fn the_table_is_replaced_as_a_whole_and_leaves_others_alone() -> Outcome {
     let (ns, _other) = wired_pair()?;
     inside(&ns, || {

@@ -45,7 +45,7 @@ fn a_rule_s_port_works_in_both_families_and_everything_else_is_refused_at_once()
         let refused = two.connect(app, 5432)?.err().ok_or("the reverse was open")?;
         assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{refused}");
         assert!(
-            inside(&one.ns, || run("ping", &format!("-c 1 -W 1 {db}"))).is_err(),
+            inside(&one.ns, || run("ping", &format!("-n -c 1 -W 1 {db}"))).is_err(),
             "no rule allows echo"
         );
     }
@@ -83,7 +83,7 @@ fn echo_needs_its_own_rule_and_large_packets_pass_a_narrow_underlay() -> Outcome
     mesh.rules.push(("app", "db", "icmp"));
     let mut hosts = two_hosts(&mesh)?;
     for db in mesh.address("db")?.both() {
-        inside(&hosts[0].ns, || run("ping", &format!("-c 1 -W 5 -s 1300 {db}")))?;
+        inside(&hosts[0].ns, || run("ping", &format!("-n -c 1 -w 5 -s 1300 {db}")))?;
     }
     for host in &hosts {
         ip(&host.ns, "link set eth0 mtu 1300")?;
@@ -92,7 +92,7 @@ fn echo_needs_its_own_rule_and_large_packets_pass_a_narrow_underlay() -> Outcome
     apply(&mut hosts, &mesh)?;
     assert!(ip(&hosts[0].ns, "link show cloison0")?.contains("mtu 1280"));
     for db in mesh.address("db")?.both() {
-        inside(&hosts[0].ns, || run("ping", &format!("-c 1 -W 5 -s 1200 {db}")))?;
+        inside(&hosts[0].ns, || run("ping", &format!("-n -c 1 -w 5 -s 1200 {db}")))?;
     }
     assert!(hosts[0].dataplane.counts().udp_fragmented > 0);
     Ok(())

@@ -78,5 +78,9 @@ fn wired_pair() -> Outcome<(NetNs, NetNs)> {
         ip(ns, &format!("addr add 2001:db8::{number}/64 dev eth0 nodad"))?;
         ip(ns, "link set eth0 up")?;
     }
+    // Both ends know the way before a test begins: the first question for a neighbour may come before the kernel is ready to answer it.
+    for to in ["192.0.2.2", "2001:db8::2"] {
+        inside(&a, || run("ping", &format!("-n -q -c 1 -i 0.2 -w 10 {to}")))?;
+    }
     Ok((a, b))
 }
