@@ -9,16 +9,21 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::api::{self, ApiServer, ApiState, ServeError, TokenFacts};
 use crate::args::ServeArgs;
 use crate::config::{Config, ConfigError, DEFAULT_PORT};
+use crate::control::listener::{ListenError, Listener, ListenerConfig};
 use crate::data_dir::{DataDir, DataDirError};
 use crate::enrollment::Enrollment;
 use crate::entropy::Environment;
+use crate::publish::{Gate, Publisher};
 use crate::store::{OpenError, Store};
-use crate::trust::{HostVerifier, Roots, RootsError, ServerError, ServerIdentity};
+use crate::trust::{HostVerifier, Roots, RootsError, ServerError, ServerIdentity, server_config};
 
 /// Why the coordinator does not run.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +51,12 @@ pub enum RunError {
         /// The database's mesh.
         database: String,
     },
+    /// The control listener.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The API's listener.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
     /// A part of the program ended by itself.
     #[error("{part} ended: {problem}")]
     Part {
@@ -131,9 +142,18 @@ pub fn load_config(args: &ServeArgs) -> Result<Config, ConfigError> {
 /// [`RunError`].
 pub async fn serve(args: &ServeArgs, config: &Config, env: Environment, stop: impl Future<Output = ()>) -> Result<(), RunError> {
     let core = Core::open(DataDir::open(&args.data)?, env).await?;
+    core.store.set_gate(Box::new(Gate::new(core.roots.clone())));
+    let publisher = Publisher::new(core.store.clone(), core.roots.clone());
+    let (stopping, _) = watch::channel(false);
     let mut parts = JoinSet::new();
+    for address in listen_addresses(args, config) {
+        listen(&core, &publisher, address, &stopping, &mut parts)?;
+    }
     parts.spawn(renewal(core.identity.clone()));
-    let _ = listen_addresses(args, config);
+    parts.spawn(async move {
+        publisher.run().await;
+        ("the publisher", Ok(()))
+    });
     let inventory = core.store.inventory();
     tracing::info!(mesh = %inventory.mesh, version = %inventory.version, hosts = inventory.hosts.len(), "the coordinator is up");
     notify("READY=1");
@@ -142,7 +162,8 @@ pub async fn serve(args: &ServeArgs, config: &Config, env: Environment, stop: im
         ended = parts.join_next() => ended,
     };
     notify("STOPPING=1");
-    parts.shutdown().await;
+    stopping.send_replace(true);
+    drain(&mut parts).await;
     core.store.close().await;
     match ended {
         None => Ok(()),
@@ -158,9 +179,62 @@ pub async fn serve(args: &ServeArgs, config: &Config, env: Environment, stop: im
     }
 }
 
+/// Puts the control listener (UDP) and the API (TCP) on one address.
+fn listen(
+    core: &Core,
+    publisher: &Arc<Publisher>,
+    address: SocketAddr,
+    stopping: &watch::Sender<bool>,
+    parts: &mut JoinSet<Part>,
+) -> Result<(), RunError> {
+    let hub = publisher.hub();
+    let (store, roots, identity) = (core.store.clone(), core.roots.clone(), core.identity.clone());
+    let control = Listener::bind(ListenerConfig::at(address), identity.clone(), store.clone(), roots.clone(), hub.clone())?;
+    let tls = server_config(identity, None, &[b"h2", b"http/1.1"])?;
+    let server = ApiServer::bind(address, Arc::new(tls))?;
+    let token_facts = TokenFacts { root_pin: roots.root_pin() };
+    let state = ApiState { store, live: hub.clone(), token_facts };
+    let handle = server.handle();
+    let until = asked(stopping);
+    parts.spawn(async move {
+        control.run(until).await;
+        ("the control listener", Ok(()))
+    });
+    parts.spawn(async move { ("the API", server.serve(state).await.map_err(|e| format!("{e:?}"))) });
+    let until = asked(stopping);
+    tokio::spawn(async move {
+        until.await;
+        api::stop(&handle);
+    });
+    Ok(())
+}
+
+/// Comes when the parts are asked to stop.
+fn asked(stopping: &watch::Sender<bool>) -> impl Future<Output = ()> + Send + 'static {
+    let mut stopping = stopping.subscribe();
+    async move {
+        // A sender that is gone means the same.
+        let _ = stopping.wait_for(|asked| *asked).await;
+    }
+}
+
+/// Gives the listeners time to say goodbye, then ends what is left.
+async fn drain(parts: &mut JoinSet<Part>) {
+    const GOODBYE: Duration = Duration::from_secs(4);
+    let listeners = async {
+        while let Some(ended) = parts.join_next().await {
+            if matches!(ended, Ok(("the control listener", _))) {
+                break;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(GOODBYE, listeners).await;
+    parts.shutdown().await;
+}
+
 /// Makes the coordinator's own certificate anew, long before it runs out; a failure is tried again a minute later.
 async fn renewal(identity: Arc<ServerIdentity>) -> Part {
-    const AGAIN: std::time::Duration = std::time::Duration::from_secs(60);
+    const AGAIN: Duration = Duration::from_secs(60);
     let mut wait = ServerIdentity::RENEWED_EVERY;
     loop {
         tokio::time::sleep(wait).await;

@@ -4,6 +4,7 @@ use cloison_proto::id::HostId;
 use cloison_proto::version::Version;
 
 use crate::policy::explain::LiveState;
+use crate::publish::Hub;
 
 /// Who knows how hosts do.
 pub trait Live: LiveState + Send + Sync {
@@ -18,4 +19,22 @@ pub trait Live: LiveState + Send + Sync {
 
     /// Whether two machines use the host's keys.
     fn is_cloned(&self, host: HostId) -> bool;
+}
+
+impl Live for Hub {
+    fn published(&self) -> Version {
+        self.progress().version
+    }
+
+    fn refusal(&self, host: HostId) -> Option<String> {
+        Self::refusal(self, host).map(|refusal| format!("{}: {}", refusal.code, refusal.detail))
+    }
+
+    fn endpoints(&self, host: HostId) -> Vec<String> {
+        Self::endpoints(self, host).iter().map(ToString::to_string).collect()
+    }
+
+    fn is_cloned(&self, host: HostId) -> bool {
+        Self::is_cloned(self, host)
+    }
 }

@@ -33,7 +33,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 pub use live::Live;
-pub use server::{ApiServer, ServeError};
+pub use server::{ApiServer, ServeError, stop};
 
 use crate::store::Store;
 use error::ApiError;
@@ -105,7 +105,6 @@ fn routes() -> (Router<ApiState>, utoipa::openapi::OpenApi) {
 }
 
 /// The API as a service.
-#[must_use]
 pub fn router(state: ApiState) -> Router {
     let unknown =
         || async { ApiError::from(Problem::new(ProblemCode::NotFound, "there is no such path").hint("GET /v1/openapi.json lists all")) };

@@ -47,7 +47,7 @@ pub struct ApiServer {
 }
 
 impl ApiServer {
-    /// Binds the address. `tls` speaks for the coordinator.
+    /// Binds the address. `tls` speaks for the coordinator, and finds its current certificate by itself.
     ///
     /// # Errors
     /// [`ServeError::Bind`].
@@ -59,11 +59,6 @@ impl ApiServer {
             tls: RustlsConfig::from_config(tls),
             handle: Handle::new(),
         })
-    }
-
-    /// Replaces the certificate for new connections.
-    pub fn set_tls(&self, tls: Arc<rustls::ServerConfig>) {
-        self.tls.reload_from_config(tls);
     }
 
     /// What stops the server: call [`stop`] with it.
