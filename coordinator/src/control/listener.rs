@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cloison_proto::id::HostId;
+use cloison_proto::key::IdentityKey;
 use cloison_proto::trust::{ALPN_JOIN, ALPN_LINK};
 use quinn::crypto::rustls::{HandshakeData, NoInitialCipherSuite, QuicServerConfig};
 use quinn::{Connection, Endpoint, IdleTimeout, Incoming, ServerConfig, TransportConfig, VarInt};
@@ -18,6 +18,7 @@ use tokio::time::{Instant, timeout};
 
 use super::limit::{Budgets, network};
 use super::{join, serve};
+use crate::enrollment::Enrollment;
 use crate::publish::{Farewell, Hub};
 use crate::store::{HostRefusal, Store, StoreError};
 use crate::trust::{HostVerifier, LinkedHost, Roots, ServerError, ServerIdentity, VerifyError, server_config};
@@ -99,9 +100,9 @@ pub enum ListenError {
 pub(super) struct Shared {
     pub(super) config: ListenerConfig,
     pub(super) store: Store,
-    pub(super) roots: Arc<Roots>,
+    pub(super) enrollment: Enrollment,
     pub(super) hub: Arc<Hub>,
-    pub(super) renewals: Budgets<HostId>,
+    pub(super) renewals: Budgets<IdentityKey>,
     pub(super) started: Instant,
     verifier: Arc<HostVerifier>,
     handshakes: Arc<Semaphore>,
@@ -143,8 +144,8 @@ impl Listener {
                 joins: Semaphore::new(MAX_JOINS),
                 started: Instant::now(),
                 config,
+                enrollment: Enrollment::new(store.clone(), roots),
                 store,
-                roots,
                 hub,
                 verifier,
             }),

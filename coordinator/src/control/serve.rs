@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cloison_proto::control::frame::{Frame, FrameBuffer, FrameError};
+use cloison_proto::key::IdentityKey;
 use cloison_proto::version::{MeshTime, Timestamp};
 use quinn::{Connection, ReadError, RecvStream, SendStream, WriteError};
 use tokio::time::{Instant, timeout};
@@ -12,9 +13,10 @@ use tokio::time::{Instant, timeout};
 use super::link::{Fault, goodbye};
 use super::listener::Shared;
 use super::session::{Effect, Now, OpenError, Peer, Session};
+use crate::enrollment::EnrollmentError;
 use crate::publish::Farewell;
 use crate::store::StoreError;
-use crate::trust::{IssueError, LinkedHost};
+use crate::trust::LinkedHost;
 
 /// How long an agent may take to open its stream and to greet.
 const GREETING: Duration = Duration::from_secs(10);
@@ -63,7 +65,7 @@ pub(super) enum LinkError {
     Store(#[from] StoreError),
     /// No certificate could be made.
     #[error(transparent)]
-    Issue(#[from] IssueError),
+    Certificate(#[from] EnrollmentError),
 }
 
 impl LinkError {
@@ -81,7 +83,7 @@ impl LinkError {
             | Self::Write(_)
             | Self::Frame(_)
             | Self::Store(_)
-            | Self::Issue(_) => None,
+            | Self::Certificate(_) => None,
         }
     }
 }
@@ -246,22 +248,23 @@ async fn perform(shared: &Shared, linked: &LinkedHost, session: &mut Session, ef
             shared.store.record_cloned(linked.host).await?;
         }
         Effect::IssueCertificate => {
-            if !shared.renewals.take(linked.host, shared.now().monotonic) {
+            if !shared.may_renew(&linked.identity) {
                 tracing::warn!(host = %linked.host, "a host asks for certificates too often");
                 return Ok(());
             }
-            let issued = shared.roots.issue_host(linked.host, &linked.identity, shared.store.environment())?;
-            shared
-                .store
-                .record_certificate(linked.host, issued.serial, issued.not_after)
-                .await?;
-            session.on_certificate(issued.certificate.to_vec());
+            let certificate = shared.enrollment.certificate(linked.host, &linked.identity).await?;
+            session.on_certificate(certificate);
         }
     }
     Ok(())
 }
 
 impl Shared {
+    /// Whether the host with this key may have another certificate already.
+    pub(super) fn may_renew(&self, identity: &IdentityKey) -> bool {
+        self.renewals.take(*identity, self.now().monotonic)
+    }
+
     /// Both times.
     pub(super) fn now(&self) -> Now {
         let since = u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX);

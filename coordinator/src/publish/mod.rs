@@ -9,6 +9,7 @@
 mod endpoint;
 mod gate;
 mod hub;
+mod live;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
