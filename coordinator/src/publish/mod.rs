@@ -9,7 +9,6 @@
 mod endpoint;
 mod gate;
 mod hub;
-mod live;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
