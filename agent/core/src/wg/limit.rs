@@ -28,6 +28,10 @@ const PEER: Rate = Rate::new(20, 10);
 /// Sources remembered at a time, of each kind (I9). One that is not remembered has a full bucket.
 const MAX_SOURCES: usize = 8_192;
 
+/// A full table is searched for full buckets this often: an empty bucket is full again after that time, and a flood from forged sources
+/// must not have the whole table walked for each message.
+const PURGE: Duration = Duration::from_millis(250);
+
 /// So many a second, so many at once.
 #[derive(Debug, Clone, Copy)]
 pub struct Rate {
@@ -115,25 +119,33 @@ impl Budget {
 
 /// Buckets by source: an IPv4 address, or an IPv6 /64.
 #[derive(Debug)]
-struct Sources(HashMap<IpAddr, Bucket, FixedState>);
+struct Sources {
+    buckets: HashMap<IpAddr, Bucket, FixedState>,
+    /// When full buckets were last looked for.
+    purged: Timestamp,
+}
 
 impl Sources {
     fn new(seed: u64) -> Self {
-        Self(HashMap::with_hasher(FixedState::with_seed(seed)))
+        Self {
+            buckets: HashMap::with_hasher(FixedState::with_seed(seed)),
+            purged: Timestamp::default(),
+        }
     }
 
     fn take(&mut self, source: IpAddr, now: Timestamp) -> bool {
         let source = network(source);
-        if let Some(bucket) = self.0.get_mut(&source) {
+        if let Some(bucket) = self.buckets.get_mut(&source) {
             return bucket.take(SOURCE, now);
         }
-        if self.0.len() >= MAX_SOURCES {
-            self.0.retain(|_, bucket| !bucket.is_full(now));
+        if self.buckets.len() >= MAX_SOURCES && now.since(self.purged) >= PURGE {
+            self.purged = now;
+            self.buckets.retain(|_, bucket| !bucket.is_full(now));
         }
-        if self.0.len() >= MAX_SOURCES {
+        if self.buckets.len() >= MAX_SOURCES {
             return false;
         }
-        self.0.entry(source).or_default().take(SOURCE, now)
+        self.buckets.entry(source).or_default().take(SOURCE, now)
     }
 }
 
@@ -197,7 +209,7 @@ mod tests {
         for n in 0..100_000 {
             budget.demand(source(n), START);
         }
-        assert!(budget.unproven_sources.0.len() <= MAX_SOURCES);
+        assert!(budget.unproven_sources.buckets.len() <= MAX_SOURCES);
         assert_eq!(budget.demand(source(200_000), START), Proof::Address);
         assert_eq!(budget.demand(source(200_000), START + Duration::from_secs(1)), Proof::Key);
     }

@@ -225,8 +225,10 @@ fn when_install_returns_no_denied_packet_passes<K: LocalKey>() -> Outcome {
         let send = || {
             let (mut worker, mut wrong, mut packet) = (engine.worker(), 0, packet.clone());
             while !stop.load(Ordering::SeqCst) {
-                let before = phase.load(Ordering::SeqCst);
                 worker.begin(engine);
+                // Here an install may come between: it must not return before this batch has ended.
+                std::thread::yield_now();
+                let before = phase.load(Ordering::SeqCst);
                 engine.on_tun(&mut worker, tun("n8n"), &mut packet, VnetHeader::WHOLE, now);
                 let sealed = worker.udp().any(|(bytes, _)| bytes.first() == Some(&4));
                 worker.end();
