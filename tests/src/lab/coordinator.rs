@@ -56,11 +56,19 @@ impl Coordinator {
         let mut command = self.net.command(&programs::find("cloison-coordinator")?.display().to_string());
         command.arg("serve").arg("--data").arg(self.data());
         let mut process = self.net.start("coordinator", command)?;
-        wait_for("the coordinator to get ready", START_LIMIT, || {
+        let mut answer = None;
+        let ready = wait_for("the coordinator to get ready", START_LIMIT, || {
             if let Some(status) = process.ended()? {
                 anyhow::bail!("the coordinator ended with {status}:\n{}{}", process.output(), process.log());
             }
-            Ok(self.cli(&["-o", "json", "status"])?.ok().ok())
+            let status = self.cli(&["-o", "json", "status"])?;
+            Ok(answer.insert(status).status.success().then_some(()))
+        });
+        ready.with_context(|| {
+            format!(
+                "the last answer of `cloison status`: {}",
+                answer.map_or_else(String::new, |a| a.stderr)
+            )
         })?;
         self.process = Some(process);
         Ok(())
