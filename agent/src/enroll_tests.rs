@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use cloison_proto::control::frame::{Frame, FrameBuffer};
+use cloison_proto::control::frame::{Frame, FrameBuffer, Message as _};
 use cloison_proto::control::join::{Challenge, Denied, EXPORTER_LABEL, verify, verify_renewal};
 use cloison_proto::key::{Secret32, WgPrivateKey};
 use cloison_proto::trust::ALPN_JOIN;
