@@ -11,6 +11,9 @@ pub struct VnetHeader {
     gso_type: u8,
 }
 
+/// `VIRTIO_NET_HDR_F_DATA_VALID`: the checksums are in place, and were verified.
+const DATA_VALID: u8 = 2;
+
 impl VnetHeader {
     /// One whole packet: nothing is left to do.
     pub const WHOLE: Self = Self { flags: 0, gso_type: 0 };
@@ -25,10 +28,10 @@ impl VnetHeader {
         Some(Self { flags, gso_type })
     }
 
-    /// Whether the packet is whole and its checksums are in place.
+    /// Whether the packet is whole and its checksums are in place. That somebody has verified them already changes nothing.
     #[must_use]
-    pub fn is_whole(self) -> bool {
-        self == Self::WHOLE
+    pub const fn is_whole(self) -> bool {
+        self.gso_type == 0 && self.flags & !DATA_VALID == 0
     }
 }
 
@@ -37,8 +40,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_an_empty_header_means_a_whole_packet() {
+    fn a_header_that_asks_for_nothing_means_a_whole_packet() {
         assert_eq!(VnetHeader::parse(&[0; 10]), Some(VnetHeader::WHOLE));
+        assert!(VnetHeader::parse(&[2, 0, 0, 0, 0, 0, 0, 0, 0, 0]).is_some_and(VnetHeader::is_whole));
         assert!(VnetHeader::parse(&[0; 9]).is_none());
         assert!(VnetHeader::parse(&[1, 0, 0, 0, 0, 0, 0, 0, 0, 0]).is_some_and(|header| !header.is_whole()));
         assert!(VnetHeader::parse(&[0, 1, 0, 0, 0, 0, 0, 0, 0, 0]).is_some_and(|header| !header.is_whole()));
