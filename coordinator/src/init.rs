@@ -121,25 +121,22 @@ pub async fn init(args: InitArgs, env: &Environment) -> Result<Initialised, Init
     }
     let overlay = overlay(args.overlay_v4, args.overlay_v6, env)?;
     let lease = args.lease.try_into().map_err(|_| InitError::Negative("--lease"))?;
-    let data = DataDir::create(&args.data)?;
     let mesh = MeshId(env.random()?);
-    let roots = Roots::create(&data.trust(), mesh, env)?;
     let now = env.clock.now();
     let told = addresses.iter().map(|address| CoordinatorAddress {
         address: address.to_string(),
         not_before: now,
     });
-    let store = Store::create(
-        &data.database(),
-        env.clone(),
-        NewMesh {
-            mesh,
-            overlay,
-            lease,
-            addresses: told.collect(),
-        },
-    )
-    .await?;
+    let new = NewMesh {
+        mesh,
+        overlay,
+        lease,
+        addresses: told.collect(),
+    };
+    new.check()?;
+    let data = DataDir::create(&args.data)?;
+    let roots = Roots::create(&data.trust(), mesh, env)?;
+    let store = Store::create(&data.database(), env.clone(), new).await?;
     let spec = CredentialSpec {
         name: "owner, made by init".into(),
         scopes: BTreeSet::from([Scope::Owner]),
@@ -254,4 +251,102 @@ fn write_cli_config(path: &Path, address: &HostPort, roots: &Roots, credential: 
     file.write_all(text.as_bytes())
         .and_then(|()| file.sync_all())
         .map_err(failed("writing"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::args::{Cli, Command};
+    use crate::run::Core;
+    use crate::store::testing::TestResult;
+
+    fn arguments(dir: &Path, more: &[&str]) -> Result<InitArgs, Box<dyn std::error::Error>> {
+        let (data, config) = (
+            dir.join("data").display().to_string(),
+            dir.join("cli/config.toml").display().to_string(),
+        );
+        let base = ["x", "init", "--data", &data, "--cli-config", &config];
+        match Cli::try_parse_from(base.iter().chain(more))?.command {
+            Command::Init(args) => Ok(args),
+            Command::Serve(_) | Command::Credential(_) => Err("another command".into()),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_new_mesh_can_be_opened_and_its_owner_is_let_in() -> TestResult {
+        let dir = tempfile::tempdir()?;
+        let made = init(arguments(dir.path(), &["--address", "c.example:7443"])?, &Environment::system()).await?;
+        let core = Core::open(DataDir::open(&dir.path().join("data"))?, Environment::system()).await?;
+        let inventory = core.store.inventory();
+        assert_eq!((inventory.mesh, inventory.overlay), (made.mesh, made.overlay));
+        assert_eq!(inventory.addresses.first().map(|a| a.address.as_str()), Some("c.example:7443"));
+        let text = fs::read_to_string(&made.cli_config)?;
+        assert_eq!(fs::metadata(&made.cli_config)?.permissions().mode() & 0o777, 0o600);
+        let config: toml::Table = toml::from_str(&text)?;
+        assert_eq!(config.get("url").and_then(|v| v.as_str()), Some("https://c.example:7443"));
+        assert_eq!(
+            config.get("root_certificate").and_then(|v| v.as_str()),
+            Some(core.roots.root_pem().as_str())
+        );
+        let bearer = config.get("credential").and_then(|v| v.as_str()).ok_or("no credential")?;
+        let owner = core.store.authenticate(bearer).await?.ok_or("not let in")?;
+        assert!(owner.may(Scope::Owner));
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn init_overwrites_neither_a_mesh_nor_a_configuration() -> TestResult {
+        let dir = tempfile::tempdir()?;
+        init(arguments(dir.path(), &[])?, &Environment::system()).await?;
+        let again = init(arguments(dir.path(), &[])?, &Environment::system()).await;
+        assert!(matches!(again, Err(InitError::CliConfigExists { .. })));
+        fs::remove_file(dir.path().join("cli/config.toml"))?;
+        let again = init(arguments(dir.path(), &[])?, &Environment::system()).await;
+        assert!(matches!(again, Err(InitError::DataDir(DataDirError::NotEmpty { .. }))));
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn what_is_wrong_is_refused_before_anything_is_made() -> TestResult {
+        let dir = tempfile::tempdir()?;
+        let cases: [&[&str]; 4] = [
+            &["--overlay-v4", "8.8.0.0/16"],
+            &["--overlay-v6", "fd00::/64"],
+            &["--address", "a:1", "--address", "b:1", "--address", "c:1", "--address", "d:1"],
+            &["--lease", "1m"],
+        ];
+        for more in cases {
+            assert!(
+                init(arguments(dir.path(), more)?, &Environment::system()).await.is_err(),
+                "{more:?}"
+            );
+            assert!(!dir.path().join("data").exists(), "{more:?}");
+        }
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn ranges_that_nobody_asked_for_are_drawn() -> TestResult {
+        let env = Environment::system();
+        let drawn = [overlay(None, None, &env)?, overlay(None, None, &env)?];
+        assert_ne!(drawn[0].v6(), drawn[1].v6());
+        assert!(drawn.iter().all(|range| range.v4().1 == 16 && range.v4().0.octets()[0] == 10));
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn parts_of_two_meshes_do_not_run_together() -> TestResult {
+        let (one, two) = (tempfile::tempdir()?, tempfile::tempdir()?);
+        for dir in [&one, &two] {
+            init(arguments(dir.path(), &[])?, &Environment::system()).await?;
+        }
+        fs::copy(two.path().join("data/cloison.db"), one.path().join("data/cloison.db"))?;
+        let opened = Core::open(DataDir::open(&one.path().join("data"))?, Environment::system()).await;
+        assert!(matches!(opened, Err(crate::run::RunError::Mixed { .. })));
+        Ok(())
+    }
 }

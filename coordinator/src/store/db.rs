@@ -3,6 +3,7 @@
 //! WAL with `synchronous=FULL`: a committed transaction is on the disk. One connection writes and checkpoints (two doing so at once could
 //! corrupt a WAL database before SQLite 3.51.3); the others are opened read-only.
 
+use std::io::Read as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -63,6 +64,7 @@ pub(super) async fn open(path: &Path) -> Result<Pools, OpenError> {
             path: path.display().to_string(),
         });
     }
+    check_length(path)?;
     let writer = writer(path).await?;
     check_sound(path, &writer).await?;
     check_schema(path, &writer).await?;
@@ -119,6 +121,40 @@ async fn migrate(path: &Path, writer: &SqlitePool) -> Result<(), OpenError> {
         path: path.display().to_string(),
         source,
     })
+}
+
+/// Finds a file that was cut inside its last page, whose missing end SQLite reads as zeros. Where a log lies beside the file, the log may
+/// hold what the file does not have yet.
+fn check_length(path: &Path) -> Result<(), OpenError> {
+    let failed = |source| OpenError::Open {
+        path: path.display().to_string(),
+        source: sqlx::Error::Io(source),
+    };
+    let mut log = path.as_os_str().to_owned();
+    log.push("-wal");
+    if std::fs::metadata(log).is_ok_and(|log| log.len() > 0) {
+        return Ok(());
+    }
+    let mut file = std::fs::File::open(path).map_err(failed)?;
+    let length = file.metadata().map_err(failed)?.len();
+    // Database header (https://www.sqlite.org/fileformat2.html section 1.3): the page size at offset 16, where 1 stands for 65,536.
+    let mut header = [0; 18];
+    if length < 512 || file.read_exact(&mut header).is_err() {
+        // An empty file is a database without tables; for any other, SQLite finds the words.
+        return Ok(());
+    }
+    let page = match u64::from(u16::from_be_bytes([header[16], header[17]])) {
+        1 => 65_536,
+        size => size,
+    };
+    if header.starts_with(b"SQLite format 3\0") && page >= 512 && length % page != 0 {
+        let problem = format!("its {length} bytes are no whole number of pages: its end is missing");
+        return Err(OpenError::Damaged {
+            path: path.display().to_string(),
+            problem,
+        });
+    }
+    Ok(())
 }
 
 /// Reads through the whole file once: a damaged database is found at the start, not at the change that needs the damaged page.

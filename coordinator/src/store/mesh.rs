@@ -22,8 +22,7 @@ const MAX_ADDRESSES: usize = 8;
 
 /// Writes the new mesh's row and the first leaf, and returns its inventory.
 pub(super) async fn insert(pool: &SqlitePool, env: &Environment, mesh: NewMesh) -> Result<Inventory, OpenError> {
-    check_lease(mesh.lease)?;
-    check_addresses(&mesh.addresses)?;
+    mesh.check()?;
     let now = env.clock.now();
     let mut transaction = pool.begin_with("BEGIN IMMEDIATE").await.map_err(StoreError::from)?;
     let (v4, v4_len) = mesh.overlay.v4();
@@ -56,6 +55,17 @@ pub(super) async fn insert(pool: &SqlitePool, env: &Environment, mesh: NewMesh) 
         }
         .into()
     })
+}
+
+impl NewMesh {
+    /// Whether the mesh can be made.
+    ///
+    /// # Errors
+    /// [`StoreError::Invalid`] for a value outside its bounds.
+    pub fn check(&self) -> Result<(), StoreError> {
+        check_lease(self.lease)?;
+        check_addresses(&self.addresses)
+    }
 }
 
 impl Store {

@@ -291,7 +291,7 @@ impl Authority {
 }
 
 fn signing_key(env: &Environment) -> Result<SigningKey, EntropyError> {
-    Ok(SigningKey::from_seed(&*Zeroizing::new(env.random::<32>()?)))
+    Ok(SigningKey::from_seed(&Zeroizing::new(env.random::<32>()?)))
 }
 
 fn key_path(dir: &Path, stem: &str) -> PathBuf {

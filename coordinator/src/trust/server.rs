@@ -73,7 +73,7 @@ impl ResolvesServerCert for ServerIdentity {
 }
 
 fn fresh(roots: &Roots, env: &Environment) -> Result<CertifiedKey, ServerError> {
-    let key = SigningKey::from_seed(&*Zeroizing::new(env.random::<32>()?));
+    let key = SigningKey::from_seed(&Zeroizing::new(env.random::<32>()?));
     let chain = roots.issue_coordinator(&key, env)?;
     let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.to_pkcs8().to_vec()));
     Ok(CertifiedKey::from_der(chain, der, &aws_lc_rs::default_provider())?)

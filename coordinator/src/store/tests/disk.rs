@@ -111,7 +111,7 @@ async fn a_missing_foreign_or_damaged_database_is_refused_with_its_reason() -> T
     let whole = fs::read(&path)?;
     for length in [whole.len() / 2, whole.len() - 100, 4096, 5000, 50] {
         fs::write(&path, &whole[..length])?;
-        let shown = refusal(&path).await?;
+        let shown = refusal(&path).await.map_err(|e| format!("{length} of {}: {e}", whole.len()))?;
         assert!(
             shown.contains("sound") || shown.contains("damaged") || shown.contains("cannot be opened") || shown.contains("no mesh"),
             "{length}: {shown}"
@@ -131,5 +131,28 @@ async fn a_newer_schema_is_refused_and_left_alone() -> TestResult {
         .await?;
     store.close().await;
     assert!(matches!(reopen(&path).await, Err(OpenError::Newer { found: 9999, .. })));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_commit_that_fails_is_fatal_and_nobody_hears_of_the_change() -> TestResult {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    let dir = tempfile::tempdir()?;
+    let (store, _) = on_disk(&dir.path().join("db")).await?;
+    let stopped = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&stopped);
+    store.set_fatal_hook(Arc::new(move |_| {
+        counter.fetch_add(1, Ordering::SeqCst);
+    }));
+    // The engine asks this hook when everything is written, and gives up if it says no.
+    let mut writer = store.0.writer.acquire().await?;
+    writer.lock_handle().await?.set_commit_hook(|| false);
+    drop(writer);
+    let before = store.inventory();
+    assert!(store.put_policy(LOCAL, policy(&[])?, IfMatch::Any).await.is_err());
+    assert_eq!(stopped.load(Ordering::SeqCst), 1);
+    assert_eq!(store.inventory().version, before.version);
+    assert!(store.inventory().policy.is_none());
     Ok(())
 }

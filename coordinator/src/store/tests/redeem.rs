@@ -23,7 +23,7 @@ async fn fifty_machines_with_one_token_make_exactly_one_host() -> TestResult {
         let attempts = (1..=50_u8).map(|machine| {
             let mut attempt = attempt(&token, machine);
             // Machines of an earlier round have other keys: none of them is known yet.
-            let seed = std::array::from_fn(|i| if i == 0 { round } else { machine });
+            let seed = std::array::from_fn(|i| if i == 1 { round } else { machine });
             attempt.identity = cloison_proto::key::SigningKey::from_seed(&seed).identity();
             attempt.wg_key = cloison_proto::key::WgPrivateKey::from_bytes(seed).public();
             let store = store.clone();
