@@ -5,3 +5,5 @@
 #![forbid(unsafe_code)]
 
 pub mod lab;
+pub mod packets;
+pub mod seeds;
