@@ -352,7 +352,7 @@ fn accept(
         name: joined.name.clone(),
         root,
         trust: joined.trust.clone(),
-        known_time: MeshTime(window.not_before),
+        known_time,
         addresses: Vec::new(),
     };
     Ok((membership, window))

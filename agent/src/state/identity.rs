@@ -26,7 +26,7 @@ pub struct Membership {
     pub root: VerifyingKey,
     /// Statements of trust, each signed by the root or by a key that another one introduces.
     pub trust: Vec<Signed>,
-    /// A time that is certainly past, for a clock that has nothing better: when these statements were taken up.
+    /// Mesh time when these statements were taken up, as well as it was known: what a clock begins with that has nothing better.
     pub known_time: MeshTime,
     /// Where coordinators listened when this host joined (`host:port`), for as long as the statements name none.
     pub addresses: Vec<String>,
