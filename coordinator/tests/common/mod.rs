@@ -12,7 +12,7 @@ use cloison_proto::net::OverlayRange;
 use cloison_proto::policy::Policy;
 use cloison_proto::version::{MeshTime, Version};
 
-pub type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
+pub type Outcome<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 /// The policy of a text.
 pub fn policy(text: &str) -> Outcome<Arc<Policy>> {
