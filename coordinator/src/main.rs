@@ -5,7 +5,7 @@
 #![forbid(unsafe_code)]
 
 use std::error::Error;
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -83,14 +83,20 @@ async fn serve(args: ServeArgs) -> ExitCode {
         Ok(filter) => filter,
         Err(error) => return report(&error, EXIT_CONFIG),
     };
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
     let stop = match stop_signals() {
         Ok(stop) => stop,
         Err(error) => return report(&error, 1),
     };
     match run::serve(&args, &config, Environment::system(), stop).await {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error @ (RunError::DataDir(_) | RunError::Config(_) | RunError::Roots(_) | RunError::Mixed { .. })) => report(&error, EXIT_CONFIG),
+        Err(error @ (RunError::DataDir(_) | RunError::Config(_) | RunError::Roots(_) | RunError::Mixed { .. })) => {
+            report(&error, EXIT_CONFIG)
+        }
         Err(error) => report(&error, 1),
     }
 }
