@@ -8,7 +8,7 @@ use cloison_proto::version::Timestamp;
 use super::{Engine, Step};
 use crate::TunId;
 use crate::offload::VnetHeader;
-use crate::packet::{Direction, Parsed, Transport, parse, reply};
+use crate::packet::{Direction, Opening, Parsed, Transport, parse, reply};
 use crate::path_policy::{PathPolicy, Route};
 use crate::peer::{Peer, PeerIndex, PeerState};
 use crate::wg::limit::Rate;
@@ -151,7 +151,9 @@ impl<P: PathPolicy, K: LocalKey> Step<'_, P, K> {
         let Some(local) = self.snapshot.policy.filter().and_then(|table| table.lookup(parsed.src)) else {
             return;
         };
-        let is_early = matches!(parsed.transport, Transport::Tcp { .. }) && !self.engine.resets_are_sent(self.now());
+        // A segment of a stream that this agent does not know yet may be of one that the next view allows; a SYN begins one.
+        let is_stream = matches!(parsed.transport, Transport::Tcp { .. }) && parsed.opening() != Opening::Opens;
+        let is_early = is_stream && !self.engine.resets_are_sent(self.now());
         if !is_answered(reason) || is_early || !self.engine.answers.admit(local.0, self.now()) {
             return;
         }
