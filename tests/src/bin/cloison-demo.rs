@@ -100,7 +100,7 @@ fn lay_out(story: &Story, keep: bool) -> Result<Mesh> {
             "cloison token create --host {host} > token;  cloison-agent join --token-file token  # on {host}"
         ));
         let joined = mesh.agent(host)?.join(&token)?.ok()?;
-        story.output(&joined.stdout);
+        story.output(joined.stdout.lines().next().unwrap_or_default());
         mesh.agent_mut(host)?.start()?;
     }
     story.say("\nThe policy: three components, and one rule. What no rule names is denied.\n");
