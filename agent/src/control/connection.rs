@@ -330,7 +330,7 @@ impl Frames {
         // The stream's end may be refused because the other side ended first: either way it is over.
         let _ = self.send.finish();
         self.connection.close(VarInt::from_u32(0), why.as_bytes());
-        let _ = timeout(Duration::from_millis(500), self.endpoint.wait_idle()).await;
+        let _ = timeout(Duration::from_millis(200), self.endpoint.wait_idle()).await;
     }
 
     fn ended(&self, why: &dyn std::fmt::Display) -> ConnectionError {

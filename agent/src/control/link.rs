@@ -57,6 +57,8 @@ pub enum Output {
     Certificate(Vec<u8>),
     /// Keep these statements of trust.
     Trust(Vec<Signed>),
+    /// This host is no member any more: nothing may pass.
+    Revoked,
     /// End the link; [`Link::disconnected`] follows.
     Close(&'static str),
     /// Tell people.
@@ -421,12 +423,23 @@ impl Link {
 
     fn goodbye(&mut self, goodbye: &Goodbye, out: &mut Vec<Output>) {
         self.pause = Duration::from_secs(goodbye.retry_after_secs).min(LONGEST_PAUSE);
-        out.push(Output::Warning(match goodbye.code.as_str() {
-            "revoked" => "the coordinator says that this host is revoked; an operator can tell why (`cloison audit`)".into(),
-            "replaced" => "another link of this host took this one's place: is its state directory in use on a second machine?".into(),
-            other => format!("the coordinator ended the link: {}", shorten(other)),
-        }));
-        out.push(Output::Close("goodbye"));
+        let (warning, why) = match goodbye.code.as_str() {
+            "revoked" => {
+                out.push(Output::Revoked);
+                (
+                    "the coordinator says that this host is revoked: nothing is allowed any more; `cloison audit` tells who did it",
+                    "revoked",
+                )
+            }
+            "replaced" => (
+                "another link of this host took this one's place: is its state directory in use on a second machine?",
+                "replaced by another link of this host",
+            ),
+            "rate" => ("the coordinator says that this agent sends too much", "too many frames"),
+            _ => return out.push(Output::Close("the coordinator is stopping")),
+        };
+        out.push(Output::Warning(warning.into()));
+        out.push(Output::Close(why));
     }
 
     /// The newest view that was accepted: what a delta may be for.

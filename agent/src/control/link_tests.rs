@@ -231,6 +231,7 @@ fn the_wait_for_a_link_grows_resets_and_obeys_the_coordinator() -> Outcome {
     };
     let out = link.frame(at(1), &goodbye.to_frame());
     assert!(out.iter().any(|o| matches!(o, Output::Close(_))));
+    assert!(!out.iter().any(|o| matches!(o, Output::Revoked)));
     link.disconnected(at(1), "goodbye");
     assert!(wait(&link, at(1)) >= Duration::from_secs(30));
     Ok(())

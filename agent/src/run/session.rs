@@ -163,6 +163,7 @@ impl Agent {
                         tracing::error!(%error, "cannot keep whom to trust");
                     }
                 }
+                Output::Revoked => self.cut_off().await,
                 Output::Close(why) => {
                     // A send before may have found the link lost, and said so.
                     if self.session.frames().is_some() {
@@ -288,6 +289,27 @@ impl Agent {
             self.dataplane.lock().renew(term);
         }
         self.persist_lease();
+    }
+
+    /// Nothing may pass any more, now and after a restart: the view stays, its lease ends.
+    async fn cut_off(&mut self) {
+        let now = clock::now();
+        if let Some((_, ends)) = &mut self.lease {
+            *ends = now;
+        }
+        self.persist_lease();
+        let Some(view) = self.link.installed_content().cloned() else {
+            return;
+        };
+        let in_force = InForce {
+            view,
+            keys: self.local_keys.clone(),
+            lease: None,
+        };
+        let dataplane = self.dataplane.clone();
+        if let Ok(Err(conflict)) = blocking(move || dataplane.lock().apply(in_force)).await {
+            tracing::error!(%conflict, "cannot cut the flows at once; they end with the lease");
+        }
     }
 
     /// A lease, and when it ends on this host's clock.
