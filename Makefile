@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 PROGRAMS := $(or $(CARGO_TARGET_DIR),target)/debug
 
-.PHONY: help build demo test check lint doc drift clean-lab setup
+.PHONY: help build demo test check lint doc openapi clean-lab setup
 
 help: ## what there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,9 @@ lint:
 
 doc:
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --quiet
+
+openapi: ## write the OpenAPI document anew from the handlers
+	CLOISON_WRITE_OPENAPI=1 cargo test -p cloison-coordinator --test api the_committed_openapi_document
 
 clean-lab: ## remove what a killed or kept lab or demo left behind
 	@$(PROGRAMS)/lab-tool clean

@@ -15,7 +15,9 @@ use cloison_coordinator::entropy::Environment;
 use cloison_coordinator::inventory::CoordinatorAddress;
 use cloison_coordinator::policy::explain::{HostLive, LiveState};
 use cloison_coordinator::store::{CredentialSpec, NewMesh, Store};
-use cloison_proto::api::{AuditList, Explanation, HostList, MeshStatus, PolicyAnswer, PolicyCheck, Problem, ProblemCode, TokenCreated, TokenList};
+use cloison_proto::api::{
+    AuditList, Explanation, HostList, MeshStatus, PolicyAnswer, PolicyCheck, Problem, ProblemCode, TokenCreated, TokenList,
+};
 use cloison_proto::id::{HostId, MeshId};
 use cloison_proto::net::OverlayRange;
 use cloison_proto::token::EnrollmentToken;
@@ -93,33 +95,64 @@ impl Api {
             mesh: MeshId([7; 16]),
             overlay: OverlayRange::new([10, 77, 0, 0].into(), 16, "fd12:3456:789a::".parse()?)?,
             lease: Duration::from_secs(86_400),
-            addresses: vec![CoordinatorAddress { address: "192.0.2.1:7443".into(), not_before: MeshTime(0) }],
+            addresses: vec![CoordinatorAddress {
+                address: "192.0.2.1:7443".into(),
+                not_before: MeshTime(0),
+            }],
         };
         let store = Store::in_memory(Environment::system(), mesh).await?;
-        let state = ApiState { store: store.clone(), live: Arc::new(NobodyLinked(store.clone())), token_facts: TokenFacts { root_pin: [9; 32] } };
-        let mut api = Self { store, router: api::router(state), owner: String::new() };
+        let state = ApiState {
+            store: store.clone(),
+            live: Arc::new(NobodyLinked(store.clone())),
+            token_facts: TokenFacts { root_pin: [9; 32] },
+        };
+        let mut api = Self {
+            store,
+            router: api::router(state),
+            owner: String::new(),
+        };
         api.owner = api.credential(&[Scope::Owner]).await?;
         Ok(api)
     }
 
     async fn credential(&self, scopes: &[Scope]) -> Result<String, Box<dyn Error>> {
         let scopes: BTreeSet<_> = scopes.iter().copied().collect();
-        let spec = CredentialSpec { name: "test".into(), scopes, lifetime: Duration::from_secs(3600) };
-        Ok(self.store.create_credential(Context::of(Actor::Local), spec).await?.text.reveal().to_string())
+        let spec = CredentialSpec {
+            name: "test".into(),
+            scopes,
+            lifetime: Duration::from_secs(3600),
+        };
+        Ok(self
+            .store
+            .create_credential(Context::of(Actor::Local), spec)
+            .await?
+            .text
+            .reveal()
+            .to_string())
     }
 
     async fn send(&self, request: Request<Body>) -> Result<Answer, Box<dyn Error>> {
         let response = self.router.clone().oneshot(request).await?;
         let text = |name| response.headers().get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
-        let (status, etag, media) = (response.status(), text(header::ETAG), text(header::CONTENT_TYPE).unwrap_or_default());
+        let (status, etag, media) = (
+            response.status(),
+            text(header::ETAG),
+            text(header::CONTENT_TYPE).unwrap_or_default(),
+        );
         let body = axum::body::to_bytes(response.into_body(), 1 << 24).await?.to_vec();
         Ok(Answer { status, etag, media, body })
     }
 
     async fn call(&self, method: Method, path: &str, bearer: &str, body: Option<Value>) -> Result<Answer, Box<dyn Error>> {
-        let request = Request::builder().method(method).uri(format!("/v1/{path}")).header(header::AUTHORIZATION, format!("Bearer {bearer}"));
-        let request = request.header(header::CONTENT_TYPE, "application/json").header(header::IF_MATCH, "*");
-        self.send(request.body(body.map_or_else(Body::empty, |b| Body::from(b.to_string())))?).await
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("/v1/{path}"))
+            .header(header::AUTHORIZATION, format!("Bearer {bearer}"));
+        let request = request
+            .header(header::CONTENT_TYPE, "application/json")
+            .header(header::IF_MATCH, "*");
+        self.send(request.body(body.map_or_else(Body::empty, |b| Body::from(b.to_string())))?)
+            .await
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Box<dyn Error>> {
@@ -130,28 +163,70 @@ impl Api {
 
     async fn put_policy(&self, text: &str, condition: (header::HeaderName, &str)) -> Result<Answer, Box<dyn Error>> {
         let request = Request::put("/v1/policy").header(header::AUTHORIZATION, format!("Bearer {}", self.owner));
-        let request = request.header(header::CONTENT_TYPE, "application/json").header(condition.0, condition.1);
+        let request = request
+            .header(header::CONTENT_TYPE, "application/json")
+            .header(condition.0, condition.1);
         self.send(request.body(Body::from(json!({ "policy": text }).to_string()))?).await
     }
 }
 
 /// Every endpoint, and the scopes of which any one opens it; none means that it needs no credential.
 const MATRIX: &[(&str, &str, &[Scope])] = &[
-    ("GET", "hosts", &[Scope::Read, Scope::Policy, Scope::Enroll, Scope::Operate, Scope::Owner]),
-    ("GET", "hosts/db-1", &[Scope::Read, Scope::Policy, Scope::Enroll, Scope::Operate, Scope::Owner]),
+    (
+        "GET",
+        "hosts",
+        &[Scope::Read, Scope::Policy, Scope::Enroll, Scope::Operate, Scope::Owner],
+    ),
+    (
+        "GET",
+        "hosts/db-1",
+        &[Scope::Read, Scope::Policy, Scope::Enroll, Scope::Operate, Scope::Owner],
+    ),
     ("POST", "hosts/db-1/labels", &[Scope::Operate, Scope::Owner]),
     ("POST", "hosts/db-1/revoke", &[Scope::Operate, Scope::Owner]),
-    ("GET", "components", &[Scope::Read, Scope::Policy, Scope::Enroll, Scope::Operate, Scope::Owner]),
-    ("GET", "tokens", &[Scope::Read, Scope::Policy, Scope::Enroll, Scope::Operate, Scope::Owner]),
+    (
+        "GET",
+        "components",
+        &[Scope::Read, Scope::Policy, Scope::Enroll, Scope::Operate, Scope::Owner],
+    ),
+    (
+        "GET",
+        "tokens",
+        &[Scope::Read, Scope::Policy, Scope::Enroll, Scope::Operate, Scope::Owner],
+    ),
     ("POST", "tokens", &[Scope::Enroll, Scope::Owner]),
     ("DELETE", "tokens/token_0000000000000000", &[Scope::Enroll, Scope::Owner]),
-    ("GET", "policy", &[Scope::Read, Scope::Policy, Scope::Enroll, Scope::Operate, Scope::Owner]),
+    (
+        "GET",
+        "policy",
+        &[Scope::Read, Scope::Policy, Scope::Enroll, Scope::Operate, Scope::Owner],
+    ),
     ("PUT", "policy", &[Scope::Policy, Scope::Owner]),
-    ("POST", "policy/check", &[Scope::Read, Scope::Policy, Scope::Enroll, Scope::Operate, Scope::Owner]),
-    ("GET", "explain?from=a&to=b:*", &[Scope::Read, Scope::Policy, Scope::Enroll, Scope::Operate, Scope::Owner]),
-    ("GET", "status", &[Scope::Read, Scope::Policy, Scope::Enroll, Scope::Operate, Scope::Owner]),
-    ("GET", "audit", &[Scope::Read, Scope::Policy, Scope::Enroll, Scope::Operate, Scope::Owner]),
-    ("GET", "metrics", &[Scope::Read, Scope::Policy, Scope::Enroll, Scope::Operate, Scope::Owner]),
+    (
+        "POST",
+        "policy/check",
+        &[Scope::Read, Scope::Policy, Scope::Enroll, Scope::Operate, Scope::Owner],
+    ),
+    (
+        "GET",
+        "explain?from=a&to=b:*",
+        &[Scope::Read, Scope::Policy, Scope::Enroll, Scope::Operate, Scope::Owner],
+    ),
+    (
+        "GET",
+        "status",
+        &[Scope::Read, Scope::Policy, Scope::Enroll, Scope::Operate, Scope::Owner],
+    ),
+    (
+        "GET",
+        "audit",
+        &[Scope::Read, Scope::Policy, Scope::Enroll, Scope::Operate, Scope::Owner],
+    ),
+    (
+        "GET",
+        "metrics",
+        &[Scope::Read, Scope::Policy, Scope::Enroll, Scope::Operate, Scope::Owner],
+    ),
     ("GET", "healthz", &[]),
     ("GET", "readyz", &[]),
     ("GET", "openapi.json", &[]),
@@ -165,7 +240,12 @@ async fn each_endpoint_opens_to_its_scopes_and_to_no_other() -> Outcome {
         for (method, path, scopes) in MATRIX {
             let answer = api.call(method.parse()?, path, &bearer, Some(json!({}))).await?;
             let refused = matches!(answer.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
-            assert_eq!(refused, !scopes.is_empty() && !scopes.contains(&scope), "{scope} {method} {path}: {}", answer.status);
+            assert_eq!(
+                refused,
+                !scopes.is_empty() && !scopes.contains(&scope),
+                "{scope} {method} {path}: {}",
+                answer.status
+            );
         }
     }
     Ok(())
@@ -181,7 +261,13 @@ async fn the_matrix_names_every_endpoint_of_the_document() -> Outcome {
         }
     }
     let named = |(method, path, _): &(&str, &str, &[Scope])| {
-        let path = path.split('?').next().unwrap_or(path).replace("token_0000000000000000", "").replace("hosts/db-1/labels", "hosts/").replace("hosts/db-1/revoke", "hosts/");
+        let path = path
+            .split('?')
+            .next()
+            .unwrap_or(path)
+            .replace("token_0000000000000000", "")
+            .replace("hosts/db-1/labels", "hosts/")
+            .replace("hosts/db-1/revoke", "hosts/");
         format!("{method} /v1/{}", path.replace("hosts/db-1", "hosts/"))
     };
     assert_eq!(documented, MATRIX.iter().map(named).collect());
@@ -210,16 +296,25 @@ async fn every_bad_credential_gets_the_same_answer() -> Outcome {
 #[tokio::test]
 async fn an_edit_that_would_overwrite_another_is_refused() -> Outcome {
     let api = Api::new().await?;
-    assert_eq!(api.put_policy(POLICY, (header::ACCEPT, "*/*")).await?.problem()?.code, ProblemCode::PreconditionRequired);
+    assert_eq!(
+        api.put_policy(POLICY, (header::ACCEPT, "*/*")).await?.problem()?.code,
+        ProblemCode::PreconditionRequired
+    );
     let first = api.put_policy(POLICY, (header::IF_NONE_MATCH, "*")).await?;
     assert_eq!(first.status, StatusCode::OK, "{}", String::from_utf8_lossy(&first.body));
     let change = first.json::<PolicyAnswer>()?.change.ok_or("no change")?;
     assert_eq!((change.opened.len(), change.closed.len()), (1, 0));
-    assert_eq!(api.put_policy(POLICY, (header::IF_NONE_MATCH, "*")).await?.problem()?.code, ProblemCode::PolicyChanged);
+    assert_eq!(
+        api.put_policy(POLICY, (header::IF_NONE_MATCH, "*")).await?.problem()?.code,
+        ProblemCode::PolicyChanged
+    );
     let etag = first.etag.ok_or("no etag")?;
     let second = api.put_policy("version: 1\n", (header::IF_MATCH, &etag)).await?;
     assert_eq!(second.status, StatusCode::OK);
-    assert_eq!(api.put_policy(POLICY, (header::IF_MATCH, &etag)).await?.problem()?.code, ProblemCode::PolicyChanged);
+    assert_eq!(
+        api.put_policy(POLICY, (header::IF_MATCH, &etag)).await?.problem()?.code,
+        ProblemCode::PolicyChanged
+    );
     assert_eq!(api.get::<PolicyAnswer>("policy").await?.policy, "version: 1\n", "nothing is lost");
     Ok(())
 }
@@ -233,7 +328,10 @@ async fn a_bad_policy_is_told_with_all_places_and_changes_nothing() -> Outcome {
     let lines: Vec<_> = problem.diagnostics.iter().map(|d| d.line).collect();
     assert_eq!(lines, [3, 5]);
     assert!(api.store.inventory().policy.is_none());
-    let check = api.call(Method::POST, "policy/check", &api.owner, Some(json!({ "policy": bad }))).await?.json::<PolicyCheck>()?;
+    let check = api
+        .call(Method::POST, "policy/check", &api.owner, Some(json!({ "policy": bad })))
+        .await?
+        .json::<PolicyCheck>()?;
     assert!(!check.valid && check.diagnostics.len() == 2);
     Ok(())
 }
@@ -241,21 +339,45 @@ async fn a_bad_policy_is_told_with_all_places_and_changes_nothing() -> Outcome {
 #[tokio::test]
 async fn a_token_is_shown_once_and_reads_back() -> Outcome {
     let api = Api::new().await?;
-    let answer = api.call(Method::POST, "tokens", &api.owner, Some(json!({"host": "db-1", "labels": {"role": "db"}}))).await?;
+    let answer = api
+        .call(
+            Method::POST,
+            "tokens",
+            &api.owner,
+            Some(json!({"host": "db-1", "labels": {"role": "db"}})),
+        )
+        .await?;
     assert_eq!(answer.status, StatusCode::CREATED);
     let created: TokenCreated = answer.json()?;
     let token: EnrollmentToken = created.token.parse()?;
-    assert_eq!((token.id, token.root_pin, token.addresses), (created.id, [9; 32], vec!["192.0.2.1:7443".to_owned()]));
+    assert_eq!(
+        (token.id, token.root_pin, token.addresses),
+        (created.id, [9; 32], vec!["192.0.2.1:7443".to_owned()])
+    );
     let list = api.call(Method::GET, "tokens", &api.owner, None).await?;
     assert!(!String::from_utf8_lossy(&list.body).contains(created.token.get(20..40).ok_or("short")?));
     assert_eq!(list.json::<TokenList>()?.tokens.first().map(|t| t.uses_left), Some(1));
-    let gone = api.call(Method::DELETE, &format!("tokens/{}", created.id), &api.owner, None).await?;
+    let gone = api
+        .call(Method::DELETE, &format!("tokens/{}", created.id), &api.owner, None)
+        .await?;
     assert_eq!(gone.status, StatusCode::NO_CONTENT);
-    assert!(api.get::<TokenList>("tokens").await?.tokens.first().is_some_and(|t| t.revoked_at.is_some()));
+    assert!(
+        api.get::<TokenList>("tokens")
+            .await?
+            .tokens
+            .first()
+            .is_some_and(|t| t.revoked_at.is_some())
+    );
     let audit: AuditList = api.get("audit?after=0&limit=500").await?;
     let actions: Vec<_> = audit.entries.iter().map(|e| e.action.as_str()).collect();
-    assert!(actions.contains(&"token.create") && actions.contains(&"token.revoke"), "{actions:?}");
-    assert!(audit.entries.iter().rev().take(1).all(|e| e.request_id.is_some()), "the audit names the request");
+    assert!(
+        actions.contains(&"token.create") && actions.contains(&"token.revoke"),
+        "{actions:?}"
+    );
+    assert!(
+        audit.entries.iter().rev().take(1).all(|e| e.request_id.is_some()),
+        "the audit names the request"
+    );
     Ok(())
 }
 
@@ -268,10 +390,20 @@ async fn bad_input_gets_a_code_and_a_hint_and_repeats_nothing() -> Outcome {
         (Method::POST, "tokens", json!({"uses": 0}), ProblemCode::Invalid),
         (Method::POST, "tokens", json!({"source": "canary"}), ProblemCode::Invalid),
         (Method::POST, "hosts/canary/revoke", json!({}), ProblemCode::NotFound),
-        (Method::POST, "hosts/db-1/labels", json!({"set": {"Canary": "x"}}), ProblemCode::Invalid),
+        (
+            Method::POST,
+            "hosts/db-1/labels",
+            json!({"set": {"Canary": "x"}}),
+            ProblemCode::Invalid,
+        ),
         (Method::GET, "explain?from=a", json!(null), ProblemCode::BadRequest),
         (Method::GET, "explain?from=a&to=b", json!(null), ProblemCode::Invalid),
-        (Method::GET, "explain?from=canary&to=postgres:sql", json!(null), ProblemCode::NotFound),
+        (
+            Method::GET,
+            "explain?from=canary&to=postgres:sql",
+            json!(null),
+            ProblemCode::NotFound,
+        ),
         (Method::GET, "canary", json!(null), ProblemCode::NotFound),
         (Method::DELETE, "status", json!(null), ProblemCode::MethodNotAllowed),
         (Method::DELETE, "tokens/canary", json!(null), ProblemCode::NotFound),
@@ -280,10 +412,16 @@ async fn bad_input_gets_a_code_and_a_hint_and_repeats_nothing() -> Outcome {
         let answer = api.call(method.clone(), path, &api.owner, Some(body)).await?;
         let problem = answer.problem()?;
         assert_eq!(problem.code, code, "{method} {path}");
-        assert!(problem.hint.is_some() || code != ProblemCode::Invalid, "{method} {path} has no hint");
+        assert!(
+            problem.hint.is_some() || code != ProblemCode::Invalid,
+            "{method} {path} has no hint"
+        );
     }
     let large = json!({ "host": "a".repeat(100_000) });
-    assert_eq!(api.call(Method::POST, "tokens", &api.owner, Some(large)).await?.problem()?.code, ProblemCode::TooLarge);
+    assert_eq!(
+        api.call(Method::POST, "tokens", &api.owner, Some(large)).await?.problem()?.code,
+        ProblemCode::TooLarge
+    );
     Ok(())
 }
 
@@ -293,7 +431,10 @@ async fn explain_and_status_before_anybody_joined_say_so() -> Outcome {
     assert_eq!(api.get::<MeshStatus>("status").await?.policy_version, 0);
     api.put_policy(POLICY, (header::IF_NONE_MATCH, "*")).await?;
     let explanation: Explanation = api.get("explain?from=n8n&to=postgres:sql").await?;
-    assert!(!explanation.allowed && explanation.pairs.is_empty() && !explanation.notes.is_empty(), "{explanation:?}");
+    assert!(
+        !explanation.allowed && explanation.pairs.is_empty() && !explanation.notes.is_empty(),
+        "{explanation:?}"
+    );
     let status: MeshStatus = api.get("status").await?;
     assert_eq!((status.hosts, status.components, status.rules), (0, 2, 1));
     assert!(api.get::<HostList>("hosts").await?.hosts.is_empty());
@@ -310,6 +451,9 @@ fn the_committed_openapi_document_is_the_generated_one() -> Outcome {
         std::fs::write(path, &generated)?;
     }
     let committed = std::fs::read_to_string(path)?;
-    assert!(committed == generated, "coordinator/openapi/v1.json is out of date: run `make openapi`");
+    assert!(
+        committed == generated,
+        "coordinator/openapi/v1.json is out of date: run `make openapi`"
+    );
     Ok(())
 }

@@ -70,6 +70,7 @@ impl From<StoreError> for ApiError {
         let text = error.to_string();
         match text.split_once([':', ';']) {
             Some((detail, hint)) => Problem::new(code, detail.trim()).hint(hint.trim()).into(),
+            None if code == ProblemCode::Invalid => Problem::new(code, text).hint("GET /v1/openapi.json describes every field").into(),
             None => Problem::new(code, text).into(),
         }
     }

@@ -22,7 +22,7 @@ use super::ApiState;
 use super::error::ApiError;
 use super::permit::{Permit, Read};
 use crate::policy::Plan;
-use crate::policy::explain::{self, EndVerdict, HostState, InstanceRef, PairAnswer, PortAnswer, Question};
+use crate::policy::explain::{self, EndVerdict, HostState, InstanceRef, PairAnswer, Question};
 
 /// What is asked.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -79,7 +79,6 @@ fn question(ask: &Ask) -> Result<Question, ApiError> {
 }
 
 fn rendered(question: Question, answer: &explain::Explanation) -> Explanation {
-    let reason = answer.pairs.iter().flat_map(|pair| &pair.answers).find_map(denied);
     let rules = answer.rules.iter().map(|(id, note)| RuleSummary {
         id: *id,
         text: note.arrow.clone(),
@@ -98,22 +97,31 @@ fn rendered(question: Question, answer: &explain::Explanation) -> Explanation {
         to: question.to,
         ports: answer.ports.clone(),
         allowed: !answer.pairs.is_empty() && answer.pairs.iter().all(PairAnswer::is_allowed),
-        reason: if answer.pairs.is_empty() {
-            Some(DropReason::UnknownDestination)
-        } else {
-            reason
-        },
+        reason: reason(answer),
         rules: rules.collect(),
         pairs,
         notes,
     }
 }
 
-fn denied(answer: &PortAnswer) -> Option<DropReason> {
-    [answer.sender, answer.receiver].into_iter().find_map(|end| match end {
+/// Why not, as the policy sees it: at the sender, a component that no rule pairs it with is an unknown destination, because its view does not
+/// name it; to an operator that is a missing rule.
+fn reason(answer: &explain::Explanation) -> Option<DropReason> {
+    let all = answer
+        .pairs
+        .iter()
+        .flat_map(|pair| &pair.answers)
+        .flat_map(|answer| [answer.sender, answer.receiver]);
+    let mut denied = all.filter_map(|end| match end {
         EndVerdict::Denied(reason) => Some(reason),
         EndVerdict::Allowed { .. } => None,
-    })
+    });
+    if answer.pairs.is_empty() {
+        return Some(DropReason::UnknownDestination);
+    }
+    let first = denied.next()?;
+    let expired = first == DropReason::RuleExpired || denied.any(|reason| reason == DropReason::RuleExpired);
+    Some(if expired { DropReason::RuleExpired } else { DropReason::NoRule })
 }
 
 fn rendered_pair(question: &Question, answer: &explain::Explanation, pair: &PairAnswer) -> Option<PairExplanation> {
