@@ -133,7 +133,7 @@ mod tests {
     #[test]
     fn the_number_of_budgets_is_bounded() {
         let limit = Budgets::new(1, Duration::from_secs(60));
-        (0..40_000_u32).for_each(|n| drop(limit.take(n, at(0))));
+        assert!((0..40_000_u32).filter(|n| limit.take(*n, at(0))).count() <= MAX_KEYS + 1);
         assert!(limit.buckets.lock().len() <= MAX_KEYS + 1);
         assert!(!limit.take(99_999, at(1)), "strangers beyond the bound share one budget");
         assert!(limit.take(99_999, at(60_000)));

@@ -202,7 +202,7 @@ impl Link {
         let is_sent = |sent: &Sent| (sent.version, sent.state_hash) == (header.version, header.state_hash);
         if !self.sent.as_ref().is_some_and(is_sent) {
             self.send_view(offer);
-        } else if self.leased_at.is_some_and(|at| offer.leased_at <= at) {
+        } else if self.leased_at == Some(offer.leased_at) {
             return;
         }
         self.leased_at = Some(offer.leased_at);
@@ -283,4 +283,177 @@ fn chunks(ops: Vec<Op>) -> Vec<Vec<Op>> {
 fn cut(text: &mut String) {
     text.truncate(text.floor_char_boundary(MAX_DETAIL));
     text.retain(|c| !c.is_control());
+}
+
+#[cfg(test)]
+mod tests {
+    use cloison_proto::control::agent::Endpoints;
+    use cloison_proto::id::MeshId;
+    use cloison_proto::version::Version;
+    use cloison_proto::view::Header;
+
+    use super::*;
+    use crate::entropy::Environment;
+    use crate::trust::Roots;
+
+    type TestResult = Result<(), Box<dyn std::error::Error>>;
+
+    const START: Timestamp = Timestamp(0);
+
+    fn hello() -> Hello {
+        Hello {
+            software: String::new(),
+            version: None,
+            state_hash: None,
+            incarnation: 1,
+            endpoints: Vec::new(),
+        }
+    }
+
+    /// A view of `count` items of `len` bytes, at a revision, leased at a time.
+    fn offer(revision: u64, count: u32, len: usize, leased_at: u64) -> Result<Arc<Offer>, Box<dyn std::error::Error>> {
+        let roots = Roots::generate(MeshId([7; 16]), &Environment::system())?;
+        let mut items = Items::default();
+        for n in 0..count {
+            items.put(9, n.to_be_bytes(), vec![u8::try_from(revision)?; len]);
+        }
+        let header = Header {
+            mesh: MeshId([7; 16]),
+            host: HostId([1; 16]),
+            version: Version { generation: 1, revision },
+            state_hash: items.hash(),
+        };
+        let valid_for = Duration::from_secs(86_400);
+        Ok(Arc::new(Offer::new(
+            &roots,
+            header,
+            Arc::new(items),
+            valid_for,
+            MeshTime(leased_at),
+        )))
+    }
+
+    fn drain(link: &mut Link) -> Vec<Frame> {
+        std::iter::from_fn(|| link.next_frame()).collect()
+    }
+
+    fn kinds(frames: &[Frame]) -> Vec<u16> {
+        frames.iter().map(|frame| frame.kind).collect()
+    }
+
+    #[test]
+    fn a_long_view_goes_in_frames_that_fit_and_adds_up() -> TestResult {
+        let offer = offer(1, 5_000, 200, 0)?;
+        let mut link = Link::new(&hello(), None, START);
+        link.on_offer(Arc::clone(&offer));
+        let frames = drain(&mut link);
+        let mut items = Items::default();
+        for frame in &frames {
+            frame.to_bytes()?;
+            if let Some(CoordinatorMessage::ViewItems(more)) = CoordinatorMessage::from_frame(frame)? {
+                items.apply(more.ops);
+            }
+        }
+        assert_eq!(items.hash(), offer.header.state_hash);
+        assert_eq!(kinds(&frames)[..2], [101, 102]);
+        assert_eq!(kinds(&frames)[frames.len() - 2..], [103, 104], "the lease comes behind the view");
+        assert!(frames.len() > 10 && drain(&mut link).is_empty());
+        Ok(())
+    }
+
+    #[test]
+    fn what_was_outdated_before_it_was_sent_is_never_sent() -> TestResult {
+        let mut link = Link::new(&hello(), None, START);
+        link.on_offer(offer(1, 2, 10, 0)?);
+        let first = link.next_frame().map(|frame| frame.kind);
+        assert_eq!(first, Some(101));
+        link.on_offer(offer(2, 2, 10, 0)?);
+        let last = offer(3, 2, 10, 0)?;
+        link.on_offer(Arc::clone(&last));
+        let frames = drain(&mut link);
+        assert_eq!(
+            kinds(&frames),
+            [102, 103, 104, 101, 102, 103, 104],
+            "the first is completed, the second skipped"
+        );
+        let Some(CoordinatorMessage::ViewStart(start)) = CoordinatorMessage::from_frame(&frames[3])? else {
+            return Err("no view".into());
+        };
+        assert_eq!(start.header, last.signed);
+        Ok(())
+    }
+
+    #[test]
+    fn an_offer_with_a_new_lease_sends_the_lease_alone_and_the_same_one_nothing() -> TestResult {
+        let first = offer(1, 2, 10, 0)?;
+        let roots = Roots::generate(MeshId([7; 16]), &Environment::system())?;
+        let renewed = Arc::new(first.leased_anew(&roots, MeshTime(3600)));
+        let mut link = Link::new(&hello(), None, START);
+        link.on_offer(Arc::clone(&first));
+        drain(&mut link);
+        link.on_offer(first);
+        assert!(drain(&mut link).is_empty());
+        link.on_offer(renewed);
+        assert_eq!(kinds(&drain(&mut link)), [104]);
+        Ok(())
+    }
+
+    #[test]
+    fn a_refused_snapshot_is_not_sent_again_nor_leased() -> TestResult {
+        let offer = offer(1, 2, 10, 0)?;
+        let mut link = Link::new(&hello(), None, START);
+        link.on_offer(Arc::clone(&offer));
+        drain(&mut link);
+        let nack = Nack {
+            version: offer.header.version,
+            code: "hash".into(),
+            detail: "\u{1b}[31m".repeat(500),
+        };
+        let event = link.on_frame(&AgentMessage::Nack(nack).to_frame(), START)?;
+        let Some(Event::Nacked(heard)) = event else {
+            return Err("no event".into());
+        };
+        assert!(
+            heard.detail.len() <= MAX_DETAIL && !heard.detail.contains('\u{1b}'),
+            "text from outside is cut and plain"
+        );
+        link.on_offer(offer);
+        assert!(drain(&mut link).is_empty());
+        Ok(())
+    }
+
+    #[test]
+    fn only_hints_that_changed_are_sent() {
+        let hint = |host: u8, incarnation| PeerHint {
+            host: HostId([host; 16]),
+            endpoints: Vec::new(),
+            incarnation,
+        };
+        let mut link = Link::new(&hello(), None, START);
+        let mut sent = |hints: Vec<PeerHint>| {
+            link.on_hints(hints);
+            let frames = drain(&mut link);
+            let read = |frame: &Frame| match CoordinatorMessage::from_frame(frame) {
+                Ok(Some(CoordinatorMessage::Hints(hints))) => hints.peers,
+                _ => Vec::new(),
+            };
+            frames.iter().flat_map(read).map(|hint| hint.host.0[0]).collect::<Vec<_>>()
+        };
+        assert_eq!(sent(vec![hint(1, 1), hint(2, 1)]), [1, 2]);
+        assert_eq!(sent(vec![hint(1, 1), hint(2, 2)]), [2]);
+        assert_eq!(sent(vec![hint(2, 2)]), [0_u8; 0]);
+        assert_eq!(sent(vec![hint(1, 1), hint(2, 2)]), [1], "a peer that was away is told anew");
+    }
+
+    #[test]
+    fn a_link_begins_with_one_greeting() {
+        let moved = AgentMessage::Endpoints(Endpoints { endpoints: Vec::new() }).to_frame();
+        assert!(matches!(Link::greeting(&moved), Err(Fault::Order)));
+        let again = AgentMessage::Hello(hello()).to_frame();
+        assert!(Link::greeting(&again).is_ok());
+        assert!(matches!(
+            Link::new(&hello(), None, START).on_frame(&again, START),
+            Err(Fault::Order)
+        ));
+    }
 }

@@ -4,10 +4,11 @@
 //! section 8.1.2), and beyond that they are refused. After it, the protocol that both agreed on decides: a link needs a certificate whose leaf
 //! names a host of this mesh, and nothing else about the connection is asked; a join needs none.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use cloison_proto::id::HostId;
 use cloison_proto::key::IdentityKey;
 use cloison_proto::trust::{ALPN_JOIN, ALPN_LINK};
 use quinn::crypto::rustls::{HandshakeData, NoInitialCipherSuite, QuicServerConfig};
@@ -49,6 +50,9 @@ const SEND_WINDOW: u64 = 1024 * 1024;
 
 /// Certificates for one host: this many in each [`RENEWAL_SPAN`].
 const RENEWALS: u32 = 6;
+
+/// Links that one host may open in a minute: no host takes the others' connections away.
+const LINKS_PER_MINUTE: u32 = 60;
 
 const RENEWAL_SPAN: Duration = Duration::from_secs(3600);
 
@@ -107,7 +111,8 @@ pub(super) struct Shared {
     verifier: Arc<HostVerifier>,
     handshakes: Arc<Semaphore>,
     joins: Semaphore,
-    sources: Budgets<std::net::IpAddr>,
+    sources: Budgets<IpAddr>,
+    links: Budgets<HostId>,
 }
 
 /// The control listener.
@@ -139,6 +144,7 @@ impl Listener {
             endpoint: bound.map_err(|source| ListenError::Bind { address, source })?,
             shared: Arc::new(Shared {
                 sources: Budgets::new(config.joins_per_minute, Duration::from_secs(60)),
+                links: Budgets::new(LINKS_PER_MINUTE, Duration::from_secs(60)),
                 renewals: Budgets::new(RENEWALS, RENEWAL_SPAN),
                 handshakes: Arc::new(Semaphore::new(MAX_HANDSHAKES)),
                 joins: Semaphore::new(MAX_JOINS),
@@ -253,6 +259,10 @@ async fn serve_connection(shared: &Shared, connection: &Connection) {
                 } else {
                     "denied"
                 }
+            }
+            Ok(linked) if !shared.links.take(linked.host, shared.now().monotonic) => {
+                tracing::warn!(host = %linked.host, %from, "a host links too often");
+                Farewell::Rate.code()
             }
             Ok(linked) => match serve::link(shared, connection, linked).await {
                 Ok(()) => "",

@@ -141,6 +141,8 @@ pub(super) async fn link(shared: &Shared, connection: &Connection, linked: Linke
     let mut wire = Wire::new(stream);
     let first = timeout(GREETING, wire.read()).await.map_err(|_| LinkError::Slow("greet"))??;
     let record = shared.store.host(linked.host).await?;
+    // A host that joined a moment ago may be faster than the publisher.
+    shared.hub.knows(linked.host, GREETING).await;
     let peer = Peer {
         host: linked.host,
         address: connection.remote_address().ip(),

@@ -74,7 +74,7 @@ impl Session {
         let welcome = hub
             .attach(peer.host, peer.address, peer.incarnation, &hello)
             .ok_or(OpenError::NotHere(peer.host))?;
-        let mut effects = vec![Effect::NoteSeen(hello.incarnation)];
+        let mut effects = vec![Effect::NoteSeen(welcome.incarnation)];
         if welcome.cloned {
             effects.push(Effect::NoteCloned);
         }
@@ -83,7 +83,7 @@ impl Session {
             host: peer.host,
             slot: welcome.slot,
             link: Link::new(&hello, welcome.base, now.monotonic),
-            incarnation: hello.incarnation,
+            incarnation: welcome.incarnation,
             lease_due: None,
         };
         session.refresh(now.mesh);

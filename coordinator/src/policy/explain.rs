@@ -345,3 +345,150 @@ fn compile(plan: &Plan, host: HostId) -> Option<Table> {
     let items = plan.items(host, &[]).ok()??;
     View::parse(&items, host).ok().map(|view| Table::new(&view))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::inventory::{Host, Instances, Inventory};
+
+    type TestResult = Result<(), Box<dyn std::error::Error>>;
+
+    /// Every host is linked; h1 has applied its view.
+    struct Linked;
+
+    impl LiveState for Linked {
+        fn live(&self, host: HostId) -> HostLive {
+            HostLive {
+                linked: true,
+                applied: host == HostId([1; 16]),
+                unenforced: BTreeMap::new(),
+            }
+        }
+    }
+
+    const POLICY: &str = "version: 1
+components:
+  a: {on: h1, attach: {user: a}}
+  b: {on: [h1, h2], attach: {user: b}, services: {web: tcp/80, old: tcp/1}}
+  c: {on: nowhere, attach: {user: c}}
+allow:
+  - {from: a, to: b:web, why: the shop, owner: web team}
+  - {from: a, to: b:old, expires: 2001-01-01T00:00:00Z}
+  - a -> b:tcp/100-200
+  - b -> b:icmp
+  - a -> c:tcp/1
+";
+
+    fn plan() -> Result<Plan, Box<dyn std::error::Error>> {
+        let policy = cloison_proto::policy::parse(POLICY).map_err(|findings| format!("{findings:?}"))?;
+        let overlay = cloison_proto::net::OverlayRange::new([10, 77, 0, 0].into(), 16, "fd00::".parse()?)?;
+        let host = |n: u8| {
+            let host = Host {
+                id: HostId([n; 16]),
+                name: format!("h{n}").parse()?,
+                name_given: true,
+                labels: BTreeMap::new(),
+                wg_key: cloison_proto::key::WgPrivateKey::from_bytes([n; 32]).public(),
+                identity: cloison_proto::key::SigningKey::from_seed(&[n; 32]).identity(),
+                enrolled_at: MeshTime(0),
+                contested: false,
+            };
+            Ok::<_, Box<dyn std::error::Error>>((host.id, Arc::new(host)))
+        };
+        let pair = |n| overlay.nth(n).ok_or("the range is too small");
+        let (h1, h2) = (HostId([1; 16]), HostId([2; 16]));
+        let instances = Instances::from([
+            ("a".parse()?, [(h1, pair(0)?)].into()),
+            ("b".parse()?, [(h1, pair(1)?), (h2, pair(2)?)].into()),
+        ]);
+        let inventory = Inventory {
+            mesh: cloison_proto::id::MeshId([7; 16]),
+            version: Default::default(),
+            content_revision: 0,
+            overlay,
+            lease: std::time::Duration::from_secs(60),
+            addresses: Arc::new([]),
+            policy: None,
+            hosts: Arc::new([host(1)?, host(2)?].into()),
+            instances: Arc::new(instances),
+        };
+        Ok(Plan::new(Arc::new(policy), Arc::new(inventory))?)
+    }
+
+    fn ask(from: &str, to: &str, what: What) -> Result<Explanation, Box<dyn std::error::Error>> {
+        let question = Question {
+            from: from.parse()?,
+            to: to.parse()?,
+            what,
+        };
+        Ok(explain(&plan()?, &question, MeshTime(1_700_000_000), &Linked)?)
+    }
+
+    #[test]
+    fn both_ends_are_asked_for_every_pair_and_the_rule_is_shown_with_its_reasons() -> TestResult {
+        let answer = ask("a", "b", What::Service("web".parse()?))?;
+        assert_eq!(answer.pairs.len(), 2);
+        assert!(answer.pairs.iter().all(PairAnswer::is_allowed));
+        let [(_, note)] = answer.rules.iter().collect::<Vec<_>>()[..] else {
+            return Err("one rule".into());
+        };
+        assert_eq!(note.arrow, "a -> b:web");
+        assert_eq!(note.why.as_ref().map(Note::as_str), Some("the shop"));
+        let applied: Vec<_> = answer.hosts.values().map(|host| (host.name.as_str(), host.live.applied)).collect();
+        assert_eq!(applied, [("h1", true), ("h2", false)]);
+        Ok(())
+    }
+
+    #[test]
+    fn a_range_is_answered_piece_by_piece() -> TestResult {
+        let answer = ask("a", "b", What::Ports("tcp/50-300".parse()?))?;
+        let shown: Vec<_> = answer.pairs[0]
+            .answers
+            .iter()
+            .map(|a| format!("{} {}", a.ports, a.is_allowed()))
+            .collect();
+        assert_eq!(
+            shown,
+            [
+                "tcp/50-79 false",
+                "tcp/80 true",
+                "tcp/81-99 false",
+                "tcp/100-200 true",
+                "tcp/201-300 false"
+            ]
+        );
+        Ok(())
+    }
+
+    #[test]
+    fn a_denial_says_why_and_the_other_way_round_is_denied() -> TestResult {
+        let end = |answer: &Explanation| (answer.pairs[0].answers[0].sender, answer.pairs[0].answers[0].receiver);
+        let expired = EndVerdict::Denied(DropReason::RuleExpired);
+        assert_eq!(end(&ask("a", "b", What::Service("old".parse()?))?), (expired, expired));
+        let none = EndVerdict::Denied(DropReason::NoRule);
+        assert_eq!(end(&ask("b", "a", What::Ports("tcp/80".parse()?))?), (none, none));
+        Ok(())
+    }
+
+    #[test]
+    fn an_instance_is_no_pair_with_itself_and_a_component_without_hosts_has_none() -> TestResult {
+        let answer = ask("b", "b", What::Ports(PortSpec::Icmp))?;
+        assert!(answer.pairs.len() == 2 && answer.pairs.iter().all(|pair| pair.from.host != pair.to.host && pair.is_allowed()));
+        assert!(ask("a", "c", What::Ports("tcp/1".parse()?))?.pairs.is_empty());
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_not_in_the_policy_is_named() {
+        let says = |from: &str, to: &str, what| ask(from, to, what).err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(says("x", "b", What::AllServices).contains("no component x"));
+        assert!(says("a", "c", What::AllServices).contains("declares no service"));
+        assert!(
+            "sql"
+                .parse()
+                .is_ok_and(|sql| says("a", "b", What::Service(sql)).contains("no service sql"))
+        );
+    }
+}

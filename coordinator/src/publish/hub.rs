@@ -59,6 +59,16 @@ impl Offer {
         }
     }
 
+    /// The same view with a new lease.
+    #[must_use]
+    pub fn leased_anew(&self, roots: &Roots, now: MeshTime) -> Self {
+        Self {
+            lease: lease(roots, &self.header, self.valid_for, now),
+            leased_at: now,
+            ..self.clone()
+        }
+    }
+
     /// When a new lease is due.
     #[must_use]
     pub fn lease_due(&self) -> MeshTime {
@@ -155,6 +165,8 @@ pub struct Welcome {
     pub slot: Arc<Slot>,
     /// The items of the view that the agent has in force, if they are still at hand: the base of a delta.
     pub base: Option<Arc<Items>>,
+    /// The highest incarnation of the host so far.
+    pub incarnation: u64,
     /// Whether another machine uses this host's keys, by all appearance, and this link is the first to show it.
     pub cloned: bool,
 }
@@ -285,6 +297,9 @@ impl Hub {
             let Some(entry) = state.hosts.get_mut(&offer.header.host) else {
                 continue;
             };
+            if entry.offer.as_ref().is_some_and(|current| current.header == offer.header) {
+                continue;
+            }
             entry.refusal = None;
             entry.previous = entry.offer.replace(Arc::new(offer));
             entry.wake();
@@ -329,11 +344,8 @@ impl Hub {
         // Incarnations of one machine only rise: a lower one is another machine's, or that of a copy of this one's disk.
         let known = entry.incarnation.max(known_incarnation.unwrap_or(0));
         let cloned = hello.incarnation < known && !std::mem::replace(&mut entry.cloned, true);
-        entry.cloned |= cloned;
-        if hello.incarnation >= known {
-            entry.cloned &= hello.incarnation == known;
-        }
         entry.incarnation = hello.incarnation.max(known);
+        let incarnation = entry.incarnation;
         entry.seen = Some(seen.to_canonical());
         entry.said.clone_from(&hello.endpoints);
         let base = hello.state_hash.and_then(|hash| entry.items(hash));
@@ -343,7 +355,12 @@ impl Hub {
         wake_all(&state, &peers);
         drop(state);
         self.changed.send_replace(());
-        Some(Welcome { slot, base, cloned })
+        Some(Welcome {
+            slot,
+            base,
+            incarnation,
+            cloned,
+        })
     }
 
     /// The link comes from another address by now.
@@ -370,11 +387,7 @@ impl Hub {
         if now < offer.lease_due() && offer.leased_at <= now {
             return Some(offer);
         }
-        let renewed = Arc::new(Offer {
-            lease: lease(&self.roots, &offer.header, offer.valid_for, now),
-            leased_at: now,
-            ..Offer::clone(&offer)
-        });
+        let renewed = Arc::new(offer.leased_anew(&self.roots, now));
         let mut state = self.state.lock();
         let entry = state.hosts.get_mut(&host)?;
         match &entry.offer {
@@ -468,6 +481,20 @@ impl Hub {
             applied: state.hosts.values().filter(|entry| entry.is_applied()).count(),
             linked: state.hosts.values().filter(|entry| entry.link.is_some()).count(),
         }
+    }
+
+    /// Waits until the hub knows of `host`, which joined a moment ago, or until `timeout`; says whether it does.
+    pub async fn knows(&self, host: HostId, timeout: Duration) -> bool {
+        let mut changed = self.watch();
+        let known = async {
+            while !self.state.lock().hosts.contains_key(&host) {
+                if changed.changed().await.is_err() {
+                    return false;
+                }
+            }
+            true
+        };
+        tokio::time::timeout(timeout, known).await.unwrap_or(false)
     }
 
     /// Wakes whenever [`Hub::progress`] may have changed.

@@ -65,8 +65,8 @@ pub struct Publisher {
 /// What was published last.
 #[derive(Debug, Default)]
 struct Memory {
-    /// The content of the inventory that it was compiled from.
-    content: Option<(u64, usize)>,
+    /// Content revision of the inventory that it was compiled from.
+    content: Option<u64>,
     fingerprints: HashMap<HostId, [u8; 32]>,
     /// As kept in the store; read at the first pass.
     marks: Option<BTreeMap<HostId, ViewMark>>,
@@ -134,8 +134,7 @@ impl Publisher {
         // Revocation must not wait for the compiler.
         self.hub.set_hosts(inventory.hosts.keys().copied(), inventory.overlay);
         let trust = self.roots.statements(&inventory.addresses);
-        let content = (inventory.content_revision, trust.len());
-        if memory.content == Some(content) {
+        if memory.content == Some(inventory.content_revision) {
             self.hub.publish(inventory.version, Vec::new());
             return Ok(());
         }
@@ -150,11 +149,23 @@ impl Publisher {
             Ok::<_, ViewLimit>(compile(&plan, &trust, &known))
         });
         let pass = pass.await.map_err(|_| PublishError::Compiler)??;
-        let revision = self.keep(&mut memory, &inventory, &pass).await?;
-        let marks = memory.marks.as_ref();
+        self.keep(&mut memory, &inventory, &pass).await?;
+        let offers = self.sign(&memory, &inventory, pass.compiled);
+        for (host, error) in &pass.failed {
+            tracing::error!(%host, %error, "a host's view could not be compiled; its lease is not renewed");
+            self.hub.withdraw(*host);
+        }
+        memory.fingerprints = pass.fingerprints;
+        memory.content = Some(inventory.content_revision);
+        self.hub.publish(inventory.version, offers);
+        Ok(())
+    }
+
+    /// Signs what was compiled, each view at the revision of its mark.
+    fn sign(&self, memory: &Memory, inventory: &Inventory, compiled: Vec<Compiled>) -> Vec<Offer> {
         let now = self.store.now();
-        let offers = pass.compiled.into_iter().filter_map(|view| {
-            let mark = marks?.get(&view.host)?;
+        let offers = compiled.into_iter().filter_map(|view| {
+            let mark = memory.marks.as_ref()?.get(&view.host)?;
             let header = Header {
                 mesh: inventory.mesh,
                 host: view.host,
@@ -166,25 +177,11 @@ impl Publisher {
             };
             Some(Offer::new(&self.roots, header, view.items, inventory.lease, now))
         });
-        let offers = offers.collect();
-        for (host, error) in &pass.failed {
-            tracing::error!(%host, %error, "a host's view could not be compiled; its lease is not renewed");
-            self.hub.withdraw(*host);
-        }
-        memory.fingerprints = pass.fingerprints;
-        memory.content = Some(content);
-        self.hub.publish(
-            Version {
-                revision,
-                ..inventory.version
-            },
-            offers,
-        );
-        Ok(())
+        offers.collect()
     }
 
-    /// Keeps the marks of views that changed, and returns the revision at which all of them stand.
-    async fn keep(&self, memory: &mut Memory, inventory: &Inventory, pass: &Pass) -> Result<u64, StoreError> {
+    /// Keeps the marks of views that changed.
+    async fn keep(&self, memory: &mut Memory, inventory: &Inventory, pass: &Pass) -> Result<(), StoreError> {
         let marks = memory.marks.get_or_insert_default();
         let differs = |view: &&Compiled| marks.get(&view.host).is_none_or(|mark| mark.state_hash != view.hash.0);
         let changed: Vec<_> = pass.compiled.iter().filter(differs).collect();
@@ -213,7 +210,7 @@ impl Publisher {
         self.store.record_view_marks(&changed).await?;
         marks.extend(changed);
         marks.retain(|host, _| inventory.hosts.contains_key(host));
-        Ok(revision)
+        Ok(())
     }
 }
 
@@ -242,3 +239,6 @@ fn compile(plan: &Plan, trust: &[Signed], known: &HashMap<HostId, [u8; 32]>) -> 
     }
     pass
 }
+
+#[cfg(test)]
+mod tests;
