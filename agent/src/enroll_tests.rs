@@ -224,7 +224,7 @@ async fn an_enrolled_host_renews_its_certificate_by_its_identity_key() -> Outcom
     let dir = StateDir::open(folder.path())?;
     let address = served(Answer::Yes)?;
     join(&dir, &token(address, 6)?, &[], now()?).await?;
-    crate::state::StateDir::remove(&dir, crate::state::File::Certificate)?;
+    dir.remove(crate::state::File::Certificate)?;
     let us = Membership::load(&dir)?.ok_or("no membership")?;
     let keys = HostKeys::load(&dir)?.ok_or("no keys")?;
     let attempt = Attempt {

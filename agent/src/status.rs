@@ -257,9 +257,11 @@ mod tests {
         tokio::spawn(serve(Listener::bind(&path)?, sender));
         tokio::spawn(async move {
             while let Some((request, answer)) = receiver.recv().await {
-                let _ = answer.send(match request {
-                    Request::Denials => Answer::Denials { denials: Vec::new() },
-                    _ => problem("x", "y", "z"),
+                let denials = Answer::Denials { denials: Vec::new() };
+                let _ = answer.send(if request == Request::Denials {
+                    denials
+                } else {
+                    problem("x", "y", "z")
                 });
             }
         });
