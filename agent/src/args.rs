@@ -48,6 +48,23 @@ pub struct Common {
     pub log_format: Option<LogFormat>,
 }
 
+/// All settings of the configuration file. A test reads them, so that none of them is misspelt here.
+const RUN_HELP: &str = r#"Configuration file (flags stand above it; these are the defaults):
+
+  state_dir    = "/var/lib/cloison-agent"
+  socket       = "/run/cloison/agent.sock"
+  interface    = "cloison0"
+  listen_port  = 51820
+  table        = "cloison"
+  attachments  = ["host", "user", "unit", "cgroup", "container", "netns"]   # kinds that this host accepts
+  netns_dirs   = ["/run/netns"]
+  coordinators = []          # host:port; empty: those that the mesh names
+  endpoints    = []          # ip:port; told to peers beside this host's interface addresses
+  log          = "info"
+  log_format   = "text"      # or "json"
+  # mtu        = 1420        # found from the underlay
+  # workers    = 4           # the number of processors, 4 at most"#;
+
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -62,7 +79,8 @@ pub enum Command {
     /// Run the agent
     ///
     /// Needs root or CAP_NET_ADMIN, and /dev/net/tun. Stops at SIGTERM or SIGINT; what keeps the mesh's addresses from leaving in clear stays
-    /// in place until `cloison-agent leave`. The settings below can stand in the configuration file under the same names, with underscores.
+    /// in place until `cloison-agent leave`.
+    #[command(after_long_help = RUN_HELP)]
     Run(Box<Run>),
     /// Show how the running agent does: view, lease, link, components, peers, drops
     Status(StatusArgs),
@@ -234,6 +252,20 @@ mod tests {
                 sub.get_name()
             );
         }
+    }
+
+    #[test]
+    fn the_settings_that_help_shows_are_the_defaults() -> Result<(), Box<dyn std::error::Error>> {
+        let (_, file) = RUN_HELP.split_once('\n').ok_or("no settings")?;
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("agent.toml");
+        std::fs::write(&path, file.replace("# mtu", "mtu").replace("# workers", "workers"))?;
+        let mut shown = FileConfig::read(Some(&path))?.complete()?;
+        let defaults = FileConfig::default().complete()?;
+        shown.mtu = defaults.mtu;
+        shown.workers = defaults.workers;
+        assert_eq!(format!("{shown:?}"), format!("{defaults:?}"));
+        Ok(())
     }
 
     #[test]

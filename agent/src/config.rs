@@ -136,7 +136,7 @@ impl ConfigError {
     pub fn hint(&self) -> String {
         match self {
             Self::Read { .. } => "name the right file with --config, or leave the flag away to use the defaults".into(),
-            Self::Syntax { .. } | Self::Value { .. } => "`cloison-agent run --help` lists all settings with their defaults".into(),
+            Self::Syntax { .. } | Self::Value { .. } => "`cloison-agent run --help` shows all settings with their defaults".into(),
         }
     }
 }

@@ -287,6 +287,12 @@ enum Act {
         ports: usize,
         issued: u64,
     },
+    /// A whole view by the right coordinator, with or without its lease.
+    Whole {
+        revision: u64,
+        ports: usize,
+        leased: bool,
+    },
     Garbage(u16, Vec<u8>),
     Reconnect,
     Tick(u64),
@@ -295,6 +301,8 @@ enum Act {
 
 fn act() -> impl Strategy<Value = Act> {
     prop_oneof![
+        6 => (1u64..6, 0usize..3, prop::bool::weighted(0.8))
+            .prop_map(|(revision, ports, leased)| Act::Whole { revision, ports, leased }),
         4 => (1u64..6, 0usize..3, prop::bool::weighted(0.8), any::<bool>())
             .prop_map(|(revision, ports, good, delta)| Act::Start { revision, ports, good, delta }),
         4 => (0usize..3, prop::bool::weighted(0.2)).prop_map(|(ports, partial)| Act::Items { ports, partial }),
@@ -349,6 +357,15 @@ fn run(acts: Vec<Act>) -> Result<usize, Box<dyn std::error::Error>> {
             Act::Lease { revision, ports, issued } => {
                 let view = mesh.view(revision, PORTS.get(ports).copied().unwrap_or_default())?;
                 link.frame(at(now), &grant(&mesh.lease(&view, issued, 600)))
+            }
+            Act::Whole { revision, ports, leased } => {
+                let ports = PORTS.get(ports).copied().unwrap_or_default();
+                let items = mesh.items(ports)?;
+                let mut frames = whole(mesh.header(&items, revision), &items);
+                if leased {
+                    frames.push(grant(&mesh.lease(&mesh.view(revision, ports)?, 1_010, 600)));
+                }
+                feed(&mut link, at(now), &frames)
             }
             Act::Garbage(kind, body) => link.frame(at(now), &Frame { kind, body }),
             Act::Reconnect => {
