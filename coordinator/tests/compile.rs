@@ -431,3 +431,48 @@ fn two_components_that_are_the_whole_host_are_found() -> Outcome {
     assert_eq!(found, ["h1 a b host true", "h3 c d user:x false"]);
     Ok(())
 }
+
+/// 10,000 hosts, 10,000 components and 50,000 rules (DESIGN's limits): prints how long each step takes.
+#[test]
+#[ignore = "half a minute in a debug build: run it by name, in a release build, with --nocapture"]
+fn the_largest_mesh_is_compiled_in_seconds() -> Outcome {
+    let component = |n: u32| {
+        format!(
+            "  c{n}: {{on: h{n}, attach: {{user: c}}, labels: {{team: t{}}}, services: {{web: tcp/80}}}}\n",
+            n / 10
+        )
+    };
+    let components: String = (0..10_000).map(component).collect();
+    let rule = |n: u32| match n % 50 {
+        0 => format!("- team=t{} -> c{}:tcp/{}\n", n / 50, (n * 7919) % 10_000, 1 + n / 10_000),
+        _ => format!("- c{} -> c{}:tcp/{}\n", n % 10_000, (n * 7919) % 10_000, 1 + n / 10_000),
+    };
+    let rules: String = (0..50_000).map(rule).collect();
+    let step = |name: &str, began: std::time::Instant| eprintln!("{name}: {:?}", began.elapsed());
+    let began = std::time::Instant::now();
+    let policy = policy(&format!("version: 1\ncomponents:\n{components}allow:\n{rules}"))?;
+    step("parse", began);
+    let hosts = (0..10_000)
+        .map(|n| host(n, &format!("h{n}"), BTreeMap::new()))
+        .collect::<Outcome<Vec<_>>>()?;
+    let inventory = inventory(&policy, hosts)?;
+    let began = std::time::Instant::now();
+    let plan = plan(&policy, &inventory)?;
+    step("plan", began);
+    let began = std::time::Instant::now();
+    plan.check_limits(&[])?;
+    step("limits", began);
+    let began = std::time::Instant::now();
+    assert_eq!(plan.fingerprints(&[]).len(), 10_000);
+    step("fingerprints", began);
+    let began = std::time::Instant::now();
+    let mut bytes = 0;
+    for host in inventory.hosts.keys() {
+        let items = items(&plan, *host)?;
+        items.hash();
+        bytes += items.iter().map(|(at, bytes)| at.key.len() + bytes.len()).sum::<usize>();
+    }
+    step("all views", began);
+    eprintln!("{bytes} bytes in all views");
+    Ok(())
+}

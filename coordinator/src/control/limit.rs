@@ -59,7 +59,14 @@ const MAX_KEYS: usize = 16_384;
 pub struct Budgets<K> {
     burst: u32,
     span: Duration,
-    buckets: Mutex<HashMap<Option<K>, Bucket>>,
+    table: Mutex<Table<K>>,
+}
+
+#[derive(Debug)]
+struct Table<K> {
+    buckets: HashMap<Option<K>, Bucket>,
+    /// When full budgets were last forgotten: at most once a second, because it looks at all of them.
+    swept: Option<Timestamp>,
 }
 
 impl<K: Eq + Hash> Budgets<K> {
@@ -69,23 +76,36 @@ impl<K: Eq + Hash> Budgets<K> {
         Self {
             burst,
             span,
-            buckets: Mutex::default(),
+            table: Mutex::new(Table {
+                buckets: HashMap::new(),
+                swept: None,
+            }),
         }
     }
 
     /// Takes one of `key`'s budget, if there is one.
     pub fn take(&self, key: K, now: Timestamp) -> bool {
-        let mut buckets = self.buckets.lock();
+        let mut table = self.table.lock();
         let mut key = Some(key);
-        if buckets.len() >= MAX_KEYS && !buckets.contains_key(&key) {
-            buckets.retain(|_, bucket| {
-                bucket.refill(now);
-                bucket.saved < bucket.full
-            });
-            key = key.filter(|_| buckets.len() < MAX_KEYS);
+        if table.buckets.len() >= MAX_KEYS && !table.buckets.contains_key(&key) {
+            table.sweep(now);
+            key = key.filter(|_| table.buckets.len() < MAX_KEYS);
         }
         let new = || Bucket::new(self.burst, self.burst, self.span, now);
-        buckets.entry(key).or_insert_with(new).take(now)
+        table.buckets.entry(key).or_insert_with(new).take(now)
+    }
+}
+
+impl<K: Eq + Hash> Table<K> {
+    fn sweep(&mut self, now: Timestamp) {
+        if self.swept.is_some_and(|last| now.since(last) < Duration::from_secs(1)) {
+            return;
+        }
+        self.swept = Some(now);
+        self.buckets.retain(|_, bucket| {
+            bucket.refill(now);
+            bucket.saved < bucket.full
+        });
     }
 }
 
@@ -134,7 +154,7 @@ mod tests {
     fn the_number_of_budgets_is_bounded() {
         let limit = Budgets::new(1, Duration::from_secs(60));
         assert!((0..40_000_u32).filter(|n| limit.take(*n, at(0))).count() <= MAX_KEYS + 1);
-        assert!(limit.buckets.lock().len() <= MAX_KEYS + 1);
+        assert!(limit.table.lock().buckets.len() <= MAX_KEYS + 1);
         assert!(!limit.take(99_999, at(1)), "strangers beyond the bound share one budget");
         assert!(limit.take(99_999, at(60_000)));
     }

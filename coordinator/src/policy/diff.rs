@@ -196,7 +196,7 @@ mod tests {
 
     #[test]
     fn a_new_rule_adds_and_a_dropped_one_removes() -> Result<(), String> {
-        let (rule, none) = ("- a -> b:s", "[]");
+        let (rule, none) = ("- a -> b:s", "  []");
         assert_eq!(changes(none, rule)?.0, ["a b tcp/80-90", "a b icmp"]);
         assert_eq!(changes(rule, none)?.1, ["a b tcp/80-90", "a b icmp"]);
         assert_eq!(changes(rule, rule)?, (vec![], vec![]));
@@ -227,7 +227,7 @@ mod tests {
     #[test]
     fn an_expired_rule_opens_nothing() -> Result<(), String> {
         assert_eq!(
-            changes("[]", "- {from: a, to: b:s, expires: 2001-01-01T00:00:00Z}")?,
+            changes("  []", "- {from: a, to: b:s, expires: 2001-01-01T00:00:00Z}")?,
             (vec![], vec![])
         );
         Ok(())
@@ -235,7 +235,7 @@ mod tests {
 
     #[test]
     fn labels_are_spelled_out() -> Result<(), String> {
-        let added = changes("[]", "- t=x -> t=x:tcp/1")?.0;
+        let added = changes("  []", "- t=x -> t=x:tcp/1")?.0;
         assert_eq!(added, ["a a tcp/1", "a b tcp/1", "b a tcp/1", "b b tcp/1"]);
         Ok(())
     }
