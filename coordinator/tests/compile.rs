@@ -17,7 +17,7 @@ use cloison_proto::label::ComponentName;
 use cloison_proto::net::{AddressPair, Protocol};
 use cloison_proto::policy::{Policy, testing};
 use cloison_proto::version::MeshTime;
-use cloison_proto::view::{Items, View};
+use cloison_proto::view::{Items, StateHash, View};
 use common::{Outcome, host, inventory, policy};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseResult;
@@ -469,7 +469,7 @@ fn the_largest_mesh_is_compiled_in_seconds() -> Outcome {
     let mut bytes = 0;
     for host in inventory.hosts.keys() {
         let items = items(&plan, *host)?;
-        items.hash();
+        assert_ne!(items.hash(), StateHash::default());
         bytes += items.iter().map(|(at, bytes)| at.key.len() + bytes.len()).sum::<usize>();
     }
     step("all views", began);
