@@ -105,7 +105,7 @@ impl<P: PathPolicy, K: LocalKey> Step<'_, P, K> {
         let peer = self.snapshot.peers.get(index).ok_or(DropReason::UnknownPeer)?;
         let now = self.now();
         let mut state = peer.lock();
-        if !state.handshakes.take_handshake(now) {
+        if !state.handshakes.admits_handshake(now) {
             return Err(DropReason::HandshakeLimit);
         }
         let opened = state
@@ -113,6 +113,7 @@ impl<P: PathPolicy, K: LocalKey> Step<'_, P, K> {
             .ok_or(DropReason::UnknownPeer)?;
         match opened {
             Opened::Accepted(len) => {
+                state.handshakes.count_handshake(now);
                 self.out.udp.commit(
                     len,
                     Transmit {

@@ -4,7 +4,8 @@
 //! three gates, in this order: mac1 (cheap; a stranger's message ends here and drains nothing), then its source's bucket and the common
 //! one. While both have room, nothing more is asked. Beyond, the sender must also prove its address (mac2): who floods brings this upon its
 //! own source alone, who forges another's source cannot lock it out, and a flood from many sources costs the honest one round trip. What is
-//! proven has its own buckets, which nobody else can drain. Once decrypted, a message also counts against its peer.
+//! proven has its own buckets, which nobody else can drain. A message that was accepted also counts against its peer; one that only names
+//! the peer does not, for anybody can send a recorded initiation again, and would keep the peer out.
 //!
 //! Buckets are kept as one moment each (GCRA): the time at which it would be full again.
 
@@ -63,17 +64,26 @@ pub struct Bucket(Timestamp);
 impl Bucket {
     /// Whether there is room at `now`; if so, takes it.
     pub fn take(&mut self, rate: Rate, now: Timestamp) -> bool {
-        let full_at = self.0.max(now);
-        if full_at > now + rate.tolerance {
-            return false;
+        let has_room = self.has_room(rate, now);
+        if has_room {
+            self.0 = self.0.max(now) + rate.interval;
         }
-        self.0 = full_at + rate.interval;
-        true
+        has_room
     }
 
-    /// The bucket of a peer's handshake messages.
-    pub fn take_handshake(&mut self, now: Timestamp) -> bool {
-        self.take(PEER, now)
+    /// Whether a handshake message that names this bucket's peer may be worked on.
+    #[must_use]
+    pub fn admits_handshake(&self, now: Timestamp) -> bool {
+        self.has_room(PEER, now)
+    }
+
+    /// Counts a handshake message that this bucket's peer did send.
+    pub fn count_handshake(&mut self, now: Timestamp) {
+        self.take(PEER, now);
+    }
+
+    fn has_room(self, rate: Rate, now: Timestamp) -> bool {
+        self.0 <= now + rate.tolerance
     }
 
     fn is_full(self, now: Timestamp) -> bool {

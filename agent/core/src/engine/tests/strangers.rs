@@ -19,6 +19,7 @@ with_both_sessions! {
     a_peer_cannot_speak_for_another_address
     what_fails_authentication_changes_nothing
     an_old_initiation_moves_nobody
+    recorded_initiations_do_not_keep_their_peer_out
     a_flood_of_handshakes_costs_the_flooder_alone
     segments_of_one_buffer_are_taken_one_by_one
 }
@@ -153,6 +154,25 @@ fn an_old_initiation_moves_nobody<K: LocalKey>() -> Outcome {
     lab.hosts[DB].engine.hint(host_id(APP), &hint);
     lab.receive(DB, stranger(3), recorded);
     assert_eq!(endpoint(&lab), known);
+    Ok(())
+}
+
+fn recorded_initiations_do_not_keep_their_peer_out<K: LocalKey>() -> Outcome {
+    let mut lab = Lab::<K>::new()?;
+    lab.send("n8n", segment(false, true, SYN, 500, 0)?);
+    let (_, _, recorded) = lab.wire.front().cloned().ok_or("an initiation")?;
+    lab.carry();
+    lab.now = lab.now + Duration::from_secs(2);
+    for n in 0..40 {
+        lab.receive(DB, stranger(n), recorded.clone());
+    }
+    lab.hosts[APP].engine.want_handshake(host_id(DB));
+    lab.tick();
+    lab.carry();
+    let peer = lab.hosts[APP].engine.peer(host_id(DB), lab.now).ok_or("a peer")?;
+    assert_eq!(peer.session_age, Some(Duration::ZERO), "a new session");
+    let dropped = |reason| lab.dropped(DB, Direction::Inbound, reason);
+    assert_eq!((dropped(DropReason::Replay), dropped(DropReason::HandshakeLimit)), (40, 0));
     Ok(())
 }
 
