@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use agent::{Coordinator, Keys, LOCAL, News, Wire};
 use cloison_coordinator::policy::explain::LiveState as _;
-use cloison_coordinator::store::{NewToken, StoreError};
+use cloison_coordinator::store::{NewToken, StoreError, TokenSpec};
 use cloison_proto::control::agent::{Ack, AgentMessage, Endpoints, Hello, Nack, RenewCertificate};
 use cloison_proto::control::coordinator::CoordinatorMessage;
 use cloison_proto::key::{Secret32, SigningKey};
@@ -209,6 +209,41 @@ async fn refusals_to_join_look_alike_and_come_no_sooner_than_the_floor() -> Outc
     let known_key = mesh.join(&other, &Keys::of(1)).await?;
     assert!(known_key.is_none(), "no key belongs to two hosts");
     assert_eq!(mesh.store.inventory().hosts.len(), 1);
+    mesh.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_counts_where_the_handshake_proved_it_and_not_where_later_packets_claim_it() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let mesh = Coordinator::create(dir.path()).await?;
+    let spec = TokenSpec {
+        uses: 1,
+        lifetime: SOON,
+        name: "app-1".parse()?,
+        labels: Default::default(),
+        source: Some("127.0.0.2/32".parse()?),
+    };
+    let token = mesh.store.create_token(LOCAL, spec).await?;
+    let (inside, outside) = ([127, 0, 0, 2].into(), [127, 0, 0, 1].into());
+    assert!(mesh.join_from(&token, &Keys::of(1), [outside, inside]).await?.is_none());
+    assert!(mesh.join_from(&token, &Keys::of(1), [inside, inside]).await?.is_some());
+    mesh.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strangers_have_no_budget_of_certificates_and_hosts_have_one() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let mesh = Coordinator::create(dir.path()).await?;
+    let host = mesh.enroll("app-1", 1).await?;
+    let stranger = SigningKey::from_seed(&[9; 32]);
+    for _ in 0..8 {
+        assert!(mesh.renew(host.host(), &stranger).await?.is_none());
+    }
+    let mut renewed = 0;
+    while mesh.renew(host.host(), &host.keys.identity).await?.is_some() {
+        renewed += 1;
+    }
+    assert_eq!(renewed, 6, "what strangers asked for is not counted, what the host asks for is");
     mesh.stop().await
 }
 

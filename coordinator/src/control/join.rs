@@ -4,6 +4,7 @@
 //! needs to link, or nothing. All refusals look alike and come no sooner than a floor of time, whatever their cause; the cause is in the
 //! audit.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use cloison_proto::control::join::{self, Denied, EXPORTER_LABEL, EXPORTER_LEN, JoinMessage};
@@ -41,8 +42,8 @@ impl From<Fault> for JoinError {
     }
 }
 
-/// One attempt.
-pub(super) async fn join(shared: &Shared, connection: &Connection) -> Result<(), JoinError> {
+/// One attempt, from `source`.
+pub(super) async fn join(shared: &Shared, connection: &Connection, source: IpAddr) -> Result<(), JoinError> {
     let mut exporter = [0; EXPORTER_LEN];
     connection
         .export_keying_material(&mut exporter, EXPORTER_LABEL, &[])
@@ -59,13 +60,13 @@ pub(super) async fn join(shared: &Shared, connection: &Connection) -> Result<(),
     let floor = Instant::now() + shared.config.answer_floor;
     let proven = Proven {
         exporter: &exporter,
-        source: connection.remote_address().ip().to_canonical(),
+        source: source.to_canonical(),
     };
     let judged = match JoinMessage::from_frame(&request).map_err(Fault::from)? {
         Some(JoinMessage::JoinRequest(request)) => shared.enrollment.join(admission, &request, proven).await,
-        // The budget is the key's that signed: nobody can use up another host's.
+        // The budget is the key's that signed, and only hosts' keys have one: nobody can use up another host's, nor fill the table of all.
         Some(JoinMessage::RenewRequest(request))
-            if join::verify_renewal(&exporter, &request).is_err() || !shared.may_renew(&request.identity) =>
+            if join::verify_renewal(&exporter, &request).is_err() || (shared.is_host(&request) && !shared.may_renew(&request.identity)) =>
         {
             Err(EnrollmentError::Denied)
         }

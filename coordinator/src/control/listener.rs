@@ -191,10 +191,12 @@ impl Listener {
             } else if let Ok(permit) = Arc::clone(&self.shared.handshakes).try_acquire_owned() {
                 let shared = Arc::clone(&self.shared);
                 tokio::spawn(async move {
+                    // Where the handshake proved the peer to be. Where the connection says it is by now, a later packet may only claim.
+                    let from = incoming.remote_address();
                     let connection = handshake(incoming).await;
                     drop(permit);
                     if let Some(connection) = connection {
-                        serve_connection(&shared, &connection).await;
+                        serve_connection(&shared, &connection, from).await;
                     }
                 });
             } else {
@@ -246,8 +248,7 @@ enum Stranger {
     Store(#[from] StoreError),
 }
 
-async fn serve_connection(shared: &Shared, connection: &Connection) {
-    let from = connection.remote_address();
+async fn serve_connection(shared: &Shared, connection: &Connection, from: SocketAddr) {
     let data = connection.handshake_data().and_then(|data| data.downcast::<HandshakeData>().ok());
     let reason = match data.and_then(|data| data.protocol).as_deref() {
         Some(ALPN_LINK) => match identify(shared, connection).await {
@@ -272,20 +273,19 @@ async fn serve_connection(shared: &Shared, connection: &Connection) {
                 }
             },
         },
-        Some(ALPN_JOIN) => serve_join(shared, connection).await,
+        Some(ALPN_JOIN) => serve_join(shared, connection, from).await,
         Some(_) | None => "protocol",
     };
     connection.close(VarInt::from_u32(0), reason.as_bytes());
 }
 
-async fn serve_join(shared: &Shared, connection: &Connection) -> &'static str {
-    let from = connection.remote_address();
+async fn serve_join(shared: &Shared, connection: &Connection, from: SocketAddr) -> &'static str {
     let Ok(_permit) = shared.joins.try_acquire() else { return "busy" };
     if !shared.sources.take(network(from.ip()), shared.now().monotonic) {
         tracing::info!(%from, "too many attempts to join from one source");
         return Farewell::Rate.code();
     }
-    if let Err(error) = join::join(shared, connection).await {
+    if let Err(error) = join::join(shared, connection, from.ip()).await {
         tracing::info!(%from, %error, "an attempt to join came to nothing");
     }
     ""

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cloison_proto::control::frame::{Frame, FrameBuffer, FrameError};
+use cloison_proto::control::join::RenewRequest;
 use cloison_proto::key::IdentityKey;
 use cloison_proto::version::{MeshTime, Timestamp};
 use quinn::{Connection, ReadError, RecvStream, SendStream, WriteError};
@@ -265,6 +266,15 @@ impl Shared {
     /// Whether the host with this key may have another certificate already.
     pub(super) fn may_renew(&self, identity: &IdentityKey) -> bool {
         self.renewals.take(*identity, self.now().monotonic)
+    }
+
+    /// Whether the request names a host of the mesh together with that host's key.
+    pub(super) fn is_host(&self, request: &RenewRequest) -> bool {
+        let inventory = self.store.inventory();
+        inventory
+            .hosts
+            .get(&request.host)
+            .is_some_and(|host| host.identity == request.identity)
     }
 
     /// Both times.

@@ -1,6 +1,6 @@
 //! A coordinator on the loopback with its store on disk, and the agent's side of joins and links: real QUIC, TLS and SQLite.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -151,7 +151,15 @@ impl Coordinator {
     }
 
     pub async fn join(&self, token: &NewToken, keys: &Keys) -> Outcome<Option<Joined>> {
-        let stream = self.ask().await?;
+        self.join_from(token, keys, [Ipv4Addr::LOCALHOST; 2]).await
+    }
+
+    /// Joins with a connection that begins at the first address and goes on from the second one.
+    pub async fn join_from(&self, token: &NewToken, keys: &Keys, [first, then]: [Ipv4Addr; 2]) -> Outcome<Option<Joined>> {
+        let stream = self.ask(first).await?;
+        if then != first {
+            stream.endpoint.rebind(UdpSocket::bind((then, 0))?)?;
+        }
         let (identity_proof, wg_proof) = prove(&stream.exporter, token.id, &keys.identity, &keys.wg, &stream.challenge);
         let request = JoinRequest {
             token: token.id,
@@ -166,7 +174,7 @@ impl Coordinator {
     }
 
     pub async fn renew(&self, host: HostId, identity: &SigningKey) -> Outcome<Option<Joined>> {
-        let stream = self.ask().await?;
+        let stream = self.ask(Ipv4Addr::LOCALHOST).await?;
         let request = RenewRequest {
             host,
             identity: identity.identity(),
@@ -176,8 +184,8 @@ impl Coordinator {
     }
 
     /// A join stream up to its challenge.
-    async fn ask(&self) -> Outcome<JoinStream> {
-        let connection = self.connect(ALPN_JOIN, None).await?;
+    async fn ask(&self, from: Ipv4Addr) -> Outcome<JoinStream> {
+        let (endpoint, connection) = self.connect_from(from, ALPN_JOIN, None).await?;
         let mut exporter = [0; 32];
         connection
             .export_keying_material(&mut exporter, EXPORTER_LABEL, &[])
@@ -186,10 +194,24 @@ impl Coordinator {
         let Some(JoinMessage::Challenge(challenge)) = JoinMessage::from_frame(&wire.read().await?)? else {
             return Err("no challenge".into());
         };
-        Ok(JoinStream { wire, exporter, challenge })
+        Ok(JoinStream {
+            endpoint,
+            wire,
+            exporter,
+            challenge,
+        })
     }
 
     pub async fn connect(&self, alpn: &[u8], client: Option<(&SigningKey, &[u8])>) -> Outcome<Connection> {
+        Ok(self.connect_from(Ipv4Addr::LOCALHOST, alpn, client).await?.1)
+    }
+
+    async fn connect_from(
+        &self,
+        from: Ipv4Addr,
+        alpn: &[u8],
+        client: Option<(&SigningKey, &[u8])>,
+    ) -> Outcome<(quinn::Endpoint, Connection)> {
         let mut anchors = RootCertStore::empty();
         anchors.add(CertificateDer::from_pem_slice(self.roots.root_pem().as_bytes())?)?;
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -203,13 +225,15 @@ impl Coordinator {
             }
         };
         tls.alpn_protocols = vec![alpn.to_vec()];
-        let mut endpoint = quinn::Endpoint::client(([127, 0, 0, 1], 0).into())?;
+        let mut endpoint = quinn::Endpoint::client((from, 0).into())?;
         endpoint.set_default_client_config(ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?)));
-        Ok(timeout(PATIENCE, endpoint.connect(self.address, COORDINATOR_DNS_NAME)?).await??)
+        let connection = timeout(PATIENCE, endpoint.connect(self.address, COORDINATOR_DNS_NAME)?).await??;
+        Ok((endpoint, connection))
     }
 }
 
 struct JoinStream {
+    endpoint: quinn::Endpoint,
     wire: Wire,
     exporter: [u8; 32],
     challenge: cloison_proto::control::join::Challenge,
