@@ -4,6 +4,8 @@
 //! -> link. A view that comes: data plane -> disk -> ack. SIGTERM or SIGINT: the link says goodbye, what must survive is written, and the
 //! data plane goes; the base table and the unreachable routes stay.
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +14,7 @@ use cloison_agent_core::install::{Hint, LeaseTerm};
 use cloison_agent_core::wg::LocalKey as _;
 use cloison_agent_core::wg::boringtun::BoringKey;
 use cloison_proto::filter::Table;
+use cloison_proto::id::HostId;
 use cloison_proto::trust::{Role, SpiffeId};
 use cloison_proto::version::Timestamp;
 use parking_lot::Mutex;
@@ -42,6 +45,9 @@ pub use session::Outcome;
 /// How often the loop looks at the time.
 const TICK: Duration = Duration::from_millis(100);
 
+/// The kernel's TUN driver.
+const TUN_DEVICE: &str = "/dev/net/tun";
+
 /// Questions that may wait for the loop.
 const QUESTIONS: usize = 16;
 
@@ -66,6 +72,9 @@ pub enum RunError {
     /// The agent lacks a privilege.
     #[error("cannot make network interfaces: this process lacks CAP_NET_ADMIN")]
     Privilege,
+    /// The kernel's TUN driver is out of reach.
+    #[error("cannot open {TUN_DEVICE}: {0}")]
+    NoTun(std::io::Error),
     /// The data plane.
     #[error("cannot start the data plane: {}", dataplane::with_causes(.0))]
     Start(#[from] StartError),
@@ -97,6 +106,9 @@ impl RunError {
             }
             Self::NoKeys { .. } => "restore them from a backup, or run `cloison-agent leave --force` and join again".into(),
             Self::Privilege => "run the agent as root, or give its unit AmbientCapabilities=CAP_NET_ADMIN".into(),
+            Self::NoTun(_) => {
+                "load the kernel's driver (`modprobe tun`), or pass the device to the container that the agent runs in".into()
+            }
             Self::Start(StartError::Udp(_)) => {
                 "is another agent or WireGuard interface using the port? Choose another with `listen_port` or --listen-port".into()
             }
@@ -157,6 +169,8 @@ struct Agent {
     incarnation: u64,
     steps: StepWatch,
     denials: Denials,
+    /// Where peers were last heard, in this run or before it.
+    heard: BTreeMap<HostId, SocketAddr>,
     started: Timestamp,
     duties: duties::Schedule,
     /// What was found damaged at the start.
@@ -179,9 +193,7 @@ impl Agent {
         let certificate = load_certificate(&dir)?;
         let window = certificate.as_deref().and_then(|der| own_window(der, &us, &keys));
         let (seed, link_seed) = (random()?, random()?);
-        if !may_administer() {
-            return Err(RunError::Privilege);
-        }
+        check_means()?;
         let engine = Arc::new(MeshEngine::new(EngineConfig {
             seed,
             ..EngineConfig::default()
@@ -196,6 +208,7 @@ impl Agent {
             unsaved: false,
             steps: StepWatch::new(moment.wall, moment.boottime),
             denials: Denials::default(),
+            heard: view_cache::load_endpoints(&dir)?,
             started: moment.boottime,
             duties: duties::Schedule::new(moment.boottime),
             problems: cached.problems.clone(),
@@ -240,8 +253,8 @@ impl Agent {
             return Ok(());
         }
         self.table = Arc::new(Table::new(view.content()));
-        for (host, endpoint) in view_cache::load_endpoints(&self.dir)? {
-            self.engine.remember(host, endpoint);
+        for (host, endpoint) in &self.heard {
+            self.engine.remember(*host, *endpoint);
         }
         for host in view.content().peers.keys() {
             self.engine.want_handshake(*host);
@@ -303,10 +316,14 @@ impl Agent {
         }
     }
 
-    fn persist_endpoints(&self) {
+    /// What is known of peers outlives a time without a view, and nothing else: of others, nothing is kept.
+    fn persist_endpoints(&mut self) {
+        let Some(view) = self.link.installed_content() else { return };
+        self.heard.retain(|host, _| view.peers.contains_key(host));
         let peers = self.engine.peers(clock::now());
-        let seen = peers.into_iter().filter_map(|p| Some((p.host, p.endpoint?.remote))).collect();
-        if let Err(error) = view_cache::store_endpoints(&self.dir, &seen) {
+        self.heard
+            .extend(peers.into_iter().filter_map(|p| Some((p.host, p.endpoint?.remote))));
+        if let Err(error) = view_cache::store_endpoints(&self.dir, &self.heard) {
             tracing::warn!(%error, "cannot keep the peers' endpoints");
         }
     }
@@ -350,9 +367,14 @@ pub fn plane_config(config: &Config) -> dataplane::Config {
     }
 }
 
-/// Whether this process has CAP_NET_ADMIN.
-fn may_administer() -> bool {
-    rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(rustix::thread::CapabilitySet::NET_ADMIN))
+/// Whether this process can make TUNs at all: better said once at the start than for each component. Opening the device makes nothing.
+fn check_means() -> Result<(), RunError> {
+    use rustix::thread::{CapabilitySet, capabilities};
+    if !capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::NET_ADMIN)) {
+        return Err(RunError::Privilege);
+    }
+    let device = std::fs::OpenOptions::new().read(true).write(true).open(TUN_DEVICE);
+    device.map(drop).map_err(RunError::NoTun)
 }
 
 fn random() -> Result<u64, RunError> {

@@ -24,7 +24,8 @@ const KEPT: usize = 256;
 /// [`ConfigError::Value`] for a filter that cannot be read.
 pub fn start(config: &Config) -> Result<(), ConfigError> {
     let wanted = std::env::var("RUST_LOG").unwrap_or_else(|_| config.log.clone());
-    let filter = EnvFilter::try_new(wanted).map_err(|e| ConfigError::Value {
+    // A refused datagram is one more attempt that fails, and that is said once.
+    let filter = EnvFilter::try_new(format!("quinn_udp=error,{wanted}")).map_err(|e| ConfigError::Value {
         key: "log",
         message: e.to_string(),
     })?;

@@ -39,7 +39,7 @@ const V6_OVERHEAD: usize = 40 + 8;
 pub enum UdpError {
     /// Another process has the port.
     #[error(
-        "cannot listen on UDP port {0}: another process does; stop it (`ss -lunp`), or set another `wireguard_port` in the agent's configuration"
+        "cannot listen on UDP port {0}: another process does; stop it (`ss -lunp`), or set another `listen_port` in the agent's configuration"
     )]
     PortTaken(u16, #[source] io::Error),
     /// A port below 1024 without the privilege.

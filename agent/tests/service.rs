@@ -386,6 +386,15 @@ fn a_damaged_view_or_an_ended_lease_allows_nothing_and_is_shown() -> Outcome {
     assert_eq!(lab.ask(0, &["explain", "postgres:sql"])?.status.code(), Some(1));
     assert!(one.stop()?);
 
+    std::fs::write(&view, good)?;
+    let one = lab.start(0)?;
+    assert!(
+        lab.talk(5432)?,
+        "what is known of peers outlives a run without a view\n{}",
+        lab.log(0)
+    );
+    assert!(one.stop()?);
+
     prepare(&lab.state(0), 0, Duration::ZERO)?;
     let one = lab.start(0)?;
     assert!(warned(&lab.status(0)?, "lease has ended"));
