@@ -135,13 +135,14 @@ impl Dataplane {
         })
     }
 
-    /// Makes the host safe for the mesh's addresses before there is a view: the base table and the `unreachable` routes.
+    /// Makes a host that is of the mesh safe for its addresses, before there is a view: the base table and the `unreachable` routes, whatever
+    /// other routes there are. What local programs send to the mesh must not follow those in clear.
     ///
     /// # Errors
     /// [`Unenforced`].
     pub fn prepare(&mut self, range: OverlayRange) -> Result<(), Unenforced> {
         let common = self.common(range)?;
-        self.host.apply(&common, None)
+        self.host.protect(&common)
     }
 
     /// Puts a view in force. When this returns, nothing passes that it does not allow.
@@ -149,9 +150,14 @@ impl Dataplane {
     /// # Errors
     /// [`AddressConflict`]: this host uses the mesh's addresses for something else. Nothing was changed then.
     pub fn apply(&mut self, new: InForce) -> Result<Installed, AddressConflict> {
+        let range = new.view.config.overlay;
         // A host that cannot even be looked at is not in conflict; `settle` says what is wrong with it.
-        if let Ok(Some(conflict)) = self.host.conflict(new.view.config.overlay) {
-            return Err(conflict);
+        if let Ok(Some(conflict)) = self.host.conflict(range) {
+            // Any neighbour on the link can bring a route about, by a router advertisement. It must not keep a withdrawn rule in force.
+            if self.in_force.as_ref().is_none_or(|held| held.view.config.overlay != range) {
+                return Err(conflict);
+            }
+            tracing::warn!(%conflict, "what follows this route to the mesh's addresses is dropped");
         }
         let settled = self.settle(&new.view);
         let gone = self.take_tuns(settled);

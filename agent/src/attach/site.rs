@@ -61,8 +61,20 @@ impl Site {
         self.namespace.run(|| find_conflict(&mut Netlink::open()?, range, &own))?
     }
 
+    /// Makes the namespace safe, and no more: the base table and the `unreachable` routes. Whoever else uses addresses of the range loses them.
+    ///
+    /// # Errors
+    /// [`Unenforced`].
+    pub fn protect(&mut self, common: &Common) -> Result<(), Unenforced> {
+        let loaded = &mut self.loaded;
+        self.namespace.run(|| {
+            load_base_table(loaded, common)?;
+            Ok(lay_routes(&mut Netlink::open()?, common.range, None)?)
+        })?
+    }
+
     /// Brings the namespace into the state that is wanted: safe, and with a TUN that has `addresses` if an instance is attached. Applying
-    /// twice changes nothing.
+    /// twice changes nothing. A namespace that was made safe before is the mesh's: a conflict that comes later does not end what is there.
     ///
     /// # Errors
     /// [`Unenforced`]; there is no TUN then. The base table and the `unreachable` routes stay as far as they came.
@@ -72,7 +84,8 @@ impl Site {
         self.tun = self.namespace.run(|| {
             let mut netlink = Netlink::open()?;
             let own: Vec<u32> = tun.iter().map(|t| t.index()).collect();
-            if let Some(conflict) = find_conflict(&mut netlink, common.range, &own)? {
+            let is_safe = loaded.as_ref().is_some_and(|table| table.range == common.range);
+            if !is_safe && let Some(conflict) = find_conflict(&mut netlink, common.range, &own)? {
                 return Err(Unenforced::Conflict(conflict));
             }
             load_base_table(loaded, common)?;

@@ -8,7 +8,7 @@ use cloison_proto::verdict::DropReason;
 
 use crate::mesh::{Component, Host, Mesh, apply, config, connect_in, talk, two_hosts};
 use crate::netns::Named;
-use crate::{Outcome, inside, ip, run};
+use crate::{Outcome, inside, ip, range, run, wired_pair};
 
 fn component(name: &'static str, host: u8, attachment: &str) -> Component {
     Component {
@@ -250,20 +250,43 @@ fn leaving_takes_everything_away_and_stopping_only_the_tun() -> Outcome {
 }
 
 #[test]
-fn a_view_in_conflict_with_the_host_s_addresses_changes_nothing() -> Outcome {
-    let mesh = app_and_db();
-    let [mut one, two] = two_hosts(&mesh)?;
+fn a_first_view_in_conflict_with_the_host_s_addresses_changes_nothing() -> Outcome {
+    let (ns, _other) = wired_pair()?;
+    let mut one = Host::start(1, ns, 1)?;
     ip(&one.ns, "addr add 10.77.9.1/24 dev eth0")?;
-    assert!(
-        one.apply(&Mesh {
-            rules: Vec::new(),
-            ..app_and_db()
-        })
-        .is_err()
-    );
+    assert!(one.apply(&app_and_db()).is_err());
+    assert!(!ip(&one.ns, "link show")?.contains("cloison0"));
+    assert!(!inside(&one.ns, || run("nft", "list tables"))?.contains("cloison_test"));
+    Ok(())
+}
+
+#[test]
+fn a_conflict_that_comes_later_keeps_no_withdrawn_rule_in_force() -> Outcome {
+    let mut mesh = app_and_db();
+    let [mut one, two] = two_hosts(&mesh)?;
     let db = mesh.address("db")?.v4.into();
     let listener = two.listen(db, 5432)?;
+    let (mut here, _there, _) = talk(one.connect(db, 5432)??, &listener)?;
+    // What a neighbour's router advertisement or DHCP server can bring about.
+    ip(&one.ns, "route add 10.77.9.0/24 dev eth0")?;
+    mesh.rules.clear();
+    assert_eq!(one.apply(&mesh)?.cut_flows, 1);
+    let error = here.read(&mut [0; 1]).err().ok_or("the stream goes on")?;
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
+    assert!(one.connect(db, 5432)?.is_err());
+    one.apply(&app_and_db())?;
     talk(one.connect(db, 5432)??, &listener)?;
+    Ok(())
+}
+
+#[test]
+fn a_host_of_the_mesh_is_made_safe_whatever_routes_there_are() -> Outcome {
+    let (ns, _other) = wired_pair()?;
+    let mut one = Host::start(1, ns, 1)?;
+    ip(&one.ns, "route add 10.77.9.0/24 dev eth0")?;
+    one.dataplane.prepare(range()?)?;
+    assert!(inside(&one.ns, || run("nft", "list tables"))?.contains("cloison_test"));
+    assert!(one.apply(&app_and_db()).is_err(), "the view has to wait for the route to go");
     Ok(())
 }
 
