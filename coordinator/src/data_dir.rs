@@ -119,6 +119,12 @@ impl DataDir {
         self.path.join("trust")
     }
 
+    /// What holds room back for a full disk.
+    #[must_use]
+    pub fn reserve(&self) -> PathBuf {
+        self.path.join("reserve")
+    }
+
     /// The configuration that is read if no other is named.
     #[must_use]
     pub fn config(&self) -> PathBuf {

@@ -94,6 +94,7 @@ impl Core {
     pub async fn open(data: DataDir, env: Environment) -> Result<Self, RunError> {
         let roots = Arc::new(Roots::load(&data.trust())?);
         let store = Store::open(&data.database(), env.clone()).await?;
+        store.hold_room(data.reserve());
         let database = store.inventory().mesh;
         if database != roots.mesh() {
             return Err(RunError::Mixed {

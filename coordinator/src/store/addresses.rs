@@ -16,7 +16,8 @@ use super::error::StoreError;
 use super::row::{Table, time};
 use crate::inventory::{Instances, Inventory};
 
-/// How long a pair of addresses is kept for an instance that is gone: longer than any lease, so that no peer still knows the old owner.
+/// How long a pair of addresses is kept for an instance that is gone, or as long as the mesh's lease, if that is longer: no peer still knows
+/// the old owner when another one gets it.
 pub(super) const KEPT: Duration = Duration::from_secs(30 * 86_400);
 
 /// An instance's name in the plan.
@@ -32,6 +33,7 @@ struct SlotRow {
 
 /// Brings the table of addresses in line with the policy and the hosts of `inventory`, and returns all live instances.
 pub(super) async fn reconcile(db: &mut SqliteConnection, inventory: &Inventory, now: MeshTime) -> Result<Instances, StoreError> {
+    let kept = KEPT.max(inventory.lease);
     let mut missing = wanted(inventory);
     let mut used = BTreeSet::new();
     let mut live = BTreeMap::<Key, u32>::new();
@@ -44,7 +46,7 @@ pub(super) async fn reconcile(db: &mut SqliteConnection, inventory: &Inventory, 
         let slot: u32 = table.number(row.slot)?;
         let wanted = missing.remove(&key);
         match row.gone_at {
-            Some(gone_at) if !wanted && table.time(gone_at)?.plus(KEPT) <= now => {
+            Some(gone_at) if !wanted && table.time(gone_at)?.plus(kept) <= now => {
                 forget(db, &key).await?;
                 continue;
             }

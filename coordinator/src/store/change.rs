@@ -22,6 +22,8 @@ use crate::inventory::Inventory;
 pub(super) enum Reach {
     /// What the inventory shows: addresses are brought up to date, the gate judges, the revision rises.
     Inventory,
+    /// As `Inventory`, but nobody is asked: taking away is never refused, whatever else is wrong with the mesh.
+    Withdrawal,
     /// The revision rises; views stay as they are.
     Revision,
     /// A leaf in the audit and nothing else.
@@ -50,14 +52,26 @@ impl Store {
     /// Begins a change that brings its own proof: a join, or the coordinator's own bookkeeping.
     pub(super) async fn begin_unjudged(&self, context: Context) -> Result<Change, StoreError> {
         let turn = self.0.turn.clone().lock_owned().await;
-        let transaction = self.0.writer.begin_with("BEGIN IMMEDIATE").await?;
         Ok(Change {
             turn,
             store: self.clone(),
-            transaction,
+            transaction: self.transaction().await?,
             context,
             now: self.now(),
         })
+    }
+
+    /// The writing transaction. SQLite itself ends one in which the disk was full or failed (https://www.sqlite.org/lang_transaction.html,
+    /// section 3); sqlx goes on counting it, so that its connection can begin no other: it makes way for a new one.
+    async fn transaction(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {
+        const BEGIN: &str = "BEGIN IMMEDIATE";
+        match self.0.writer.begin_with(BEGIN).await {
+            Err(sqlx::Error::InvalidSavePointStatement) => {
+                self.0.writer.acquire().await?.close().await?;
+                Ok(self.0.writer.begin_with(BEGIN).await?)
+            }
+            begun => Ok(begun?),
+        }
     }
 }
 
@@ -84,7 +98,7 @@ impl Change {
     pub(super) async fn finish(mut self, reach: Reach, action: Action, objects: &[Object]) -> Result<u64, StoreError> {
         let before = self.store.inventory();
         let after = match reach {
-            Reach::Inventory => Some(self.next_inventory(&before).await?),
+            Reach::Inventory | Reach::Withdrawal => Some(self.next_inventory(&before, reach).await?),
             Reach::Revision => {
                 let mut after = Inventory::clone(&before);
                 self.raise_revision(&mut after, reach).await?;
@@ -101,7 +115,7 @@ impl Change {
         self.commit(entry, None).await.map(|_| ())
     }
 
-    async fn next_inventory(&mut self, before: &Inventory) -> Result<Inventory, StoreError> {
+    async fn next_inventory(&mut self, before: &Inventory, reach: Reach) -> Result<Inventory, StoreError> {
         let now = self.now;
         let Some(mut after) = snapshot::load(self.db(), &before.hosts).await? else {
             return Err(StoreError::Corrupt {
@@ -110,8 +124,8 @@ impl Change {
             });
         };
         after.instances = Arc::new(addresses::reconcile(self.db(), &after, now).await?);
-        self.raise_revision(&mut after, Reach::Inventory).await?;
-        let gate = self.store.0.gate.load_full();
+        self.raise_revision(&mut after, reach).await?;
+        let gate = self.store.0.gate.load_full().filter(|_| reach == Reach::Inventory);
         match gate {
             None => Ok(after),
             // Compiling a large mesh takes long enough to keep a thread from everybody else.
@@ -125,7 +139,7 @@ impl Change {
             .fetch_one(self.db())
             .await?;
         after.version.revision = Table("mesh").number(raised)?;
-        if reach == Reach::Inventory {
+        if reach != Reach::Revision {
             after.content_revision = after.version.revision;
             sqlx::query("UPDATE mesh SET content_revision = revision WHERE id = 1")
                 .execute(self.db())

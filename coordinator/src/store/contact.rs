@@ -63,6 +63,13 @@ impl Store {
     /// # Errors
     /// [`StoreError::Database`].
     pub async fn record_view_marks(&self, marks: &[(HostId, ViewMark)]) -> Result<(), StoreError> {
+        match self.try_record_view_marks(marks).await {
+            Err(StoreError::StorageFull) if self.make_room() => self.try_record_view_marks(marks).await,
+            done => done,
+        }
+    }
+
+    async fn try_record_view_marks(&self, marks: &[(HostId, ViewMark)]) -> Result<(), StoreError> {
         if marks.is_empty() {
             return Ok(());
         }

@@ -82,6 +82,13 @@ impl Store {
     /// # Errors
     /// [`StoreError::NotFound`], also if it was revoked before.
     pub async fn revoke_credential(&self, context: Context, id: CredentialId) -> Result<(), StoreError> {
+        match self.try_revoke_credential(context, id).await {
+            Err(StoreError::StorageFull) if self.make_room() => self.try_revoke_credential(context, id).await,
+            done => done,
+        }
+    }
+
+    async fn try_revoke_credential(&self, context: Context, id: CredentialId) -> Result<(), StoreError> {
         let scope = if context.actor == Actor::Credential(id) {
             Scope::Read
         } else {
@@ -122,7 +129,11 @@ impl Store {
         let record = row.read()?;
         let now = self.now();
         if record.last_used.is_none_or(|at| at.plus(USED_GRAIN) <= now) {
-            self.note_used(record.id).await?;
+            match self.note_used(record.id).await {
+                // A full disk keeps nobody out, above all not whoever comes to revoke; it is noted at the next call.
+                Ok(()) | Err(StoreError::StorageFull) => {}
+                Err(other) => return Err(other),
+            }
         }
         Ok(record.principal(now))
     }

@@ -147,6 +147,13 @@ impl Store {
     /// # Errors
     /// [`StoreError::NotFound`], and [`StoreError::Revoked`] if it was revoked before.
     pub async fn revoke_host(&self, context: Context, id: HostId) -> Result<u64, StoreError> {
+        match self.try_revoke_host(context, id).await {
+            Err(StoreError::StorageFull) if self.make_room() => self.try_revoke_host(context, id).await,
+            done => done,
+        }
+    }
+
+    async fn try_revoke_host(&self, context: Context, id: HostId) -> Result<u64, StoreError> {
         let mut change = self.begin(context, Scope::Operate).await?;
         living(&mut change, id).await?;
         let now = change.now_db();
@@ -155,7 +162,7 @@ impl Store {
             .bind(now)
             .execute(change.db())
             .await?;
-        change.finish(Reach::Inventory, Action::HostRevoke, &[Object::Host(id)]).await
+        change.finish(Reach::Withdrawal, Action::HostRevoke, &[Object::Host(id)]).await
     }
 
     /// Clears a host's `contested` mark (scope `operate`): the operator knows that it is the right one. The new revision is returned.

@@ -5,7 +5,8 @@
 //! on IO ends the process, because nobody can say what is on the disk then.
 //!
 //! The files: `db` opens the database and maps its errors; `change` is the transaction; `snapshot` reads an inventory; `addresses` gives
-//! instances their addresses; `mesh`, `policy`, `hosts`, `contact`, `tokens`, `redeem`, `credentials` and `log` are the use cases.
+//! instances their addresses; `mesh`, `policy`, `hosts`, `contact`, `tokens`, `redeem`, `credentials` and `log` are the use cases; `reserve` is
+//! room for those of them that cannot wait.
 //!
 //! SQL stays portable between SQLite and Postgres: `$1`, `ON CONFLICT`, `RETURNING`, ids as text, times as integers.
 
@@ -22,6 +23,7 @@ mod model;
 mod policy;
 mod publish;
 mod redeem;
+mod reserve;
 mod row;
 mod snapshot;
 #[cfg(test)]
@@ -64,6 +66,7 @@ struct Inner {
     gate: ArcSwapOption<Box<dyn Gate>>,
     fatal: ArcSwapOption<FatalHook>,
     refusals: log::RefusalBudget,
+    reserve: ArcSwapOption<reserve::Reserve>,
 }
 
 /// Exit code when a commit fails on IO (sysexits.h: `EX_IOERR`).
@@ -117,6 +120,7 @@ impl Store {
             gate: ArcSwapOption::empty(),
             fatal: ArcSwapOption::empty(),
             refusals: log::RefusalBudget::default(),
+            reserve: ArcSwapOption::empty(),
         }))
     }
 

@@ -243,7 +243,7 @@ async fn contest(mut change: Change, host: HostId) -> Result<(), StoreError> {
         .execute(change.db())
         .await?;
     change
-        .finish(Reach::Inventory, Action::HostContest, &[Object::Host(host)])
+        .finish(Reach::Withdrawal, Action::HostContest, &[Object::Host(host)])
         .await
         .map(|_| ())
 }

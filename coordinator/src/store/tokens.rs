@@ -101,6 +101,13 @@ impl Store {
     /// # Errors
     /// [`StoreError::NotFound`], also if it was revoked before.
     pub async fn revoke_token(&self, context: Context, id: TokenId) -> Result<(), StoreError> {
+        match self.try_revoke_token(context, id).await {
+            Err(StoreError::StorageFull) if self.make_room() => self.try_revoke_token(context, id).await,
+            done => done,
+        }
+    }
+
+    async fn try_revoke_token(&self, context: Context, id: TokenId) -> Result<(), StoreError> {
         let mut change = self.begin(context, Scope::Enroll).await?;
         let now = change.now_db();
         let revoked = sqlx::query("UPDATE token SET revoked_at = $2 WHERE id = $1 AND revoked_at IS NULL")

@@ -37,6 +37,33 @@ async fn an_instance_keeps_its_addresses_for_thirty_days_after_it_is_gone() -> T
 }
 
 #[tokio::test]
+async fn no_address_is_given_again_while_a_lease_may_still_name_its_old_owner() -> TestResult {
+    let (store, clock) = in_memory().await?;
+    let lease = Some(Duration::from_secs(60 * 86_400));
+    store
+        .set_mesh(
+            LOCAL,
+            MeshChange {
+                lease,
+                ..MeshChange::default()
+            },
+        )
+        .await?;
+    joined(&store, "db-1", 1).await?;
+    store.put_policy(LOCAL, policy(&[("postgres", &["db-1"])])?, IfMatch::Any).await?;
+    store.put_policy(LOCAL, policy(&[])?, IfMatch::Any).await?;
+    for (days, kept) in [(59, 1), (1, 0)] {
+        clock.advance(Duration::from_secs(days * 86_400));
+        store.put_policy(LOCAL, policy(&[])?, IfMatch::Any).await?;
+        let found: i64 = sqlx::query_scalar("SELECT count(*) FROM instance")
+            .fetch_one(&store.0.readers)
+            .await?;
+        assert_eq!(found, kept);
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn addresses_come_with_the_write_that_makes_the_instance_whichever_it_is() -> TestResult {
     let (store, _) = in_memory().await?;
     let mut write = policy(&[("postgres", &["db-1"])])?;

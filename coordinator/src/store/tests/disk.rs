@@ -2,7 +2,7 @@ use std::fs;
 use std::path::Path;
 
 use crate::store::testing::{LOCAL, TestResult, attempt, environment, joined, new_mesh, on_disk, policy, reopen, spec};
-use crate::store::{CredentialSpec, IfMatch, OpenError, Store, ViewMark};
+use crate::store::{CredentialSpec, IfMatch, OpenError, Store, StoreError, ViewMark};
 
 #[tokio::test]
 async fn everything_is_there_after_a_restart() -> TestResult {
@@ -131,6 +131,56 @@ async fn a_newer_schema_is_refused_and_left_alone() -> TestResult {
         .await?;
     store.close().await;
     assert!(matches!(reopen(&path).await, Err(OpenError::Newer { found: 9999, .. })));
+    Ok(())
+}
+
+/// Lets the database grow no more, as a full disk would, as long as the store keeps its present connection.
+async fn fill(store: &Store) -> TestResult {
+    let pages: i64 = sqlx::query_scalar("PRAGMA page_count").fetch_one(&store.0.writer).await?;
+    let limit = sqlx::AssertSqlSafe(format!("PRAGMA max_page_count = {pages}"));
+    sqlx::query(limit).execute(&store.0.writer).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_store_writes_again_when_a_full_disk_has_room() -> TestResult {
+    let dir = tempfile::tempdir()?;
+    let (store, _) = on_disk(&dir.path().join("db")).await?;
+    fill(&store).await?;
+    let refused = loop {
+        if let Err(refused) = store.create_token(LOCAL, spec("*")?).await {
+            break refused;
+        }
+    };
+    assert!(matches!(refused, StoreError::StorageFull), "{refused:?}");
+    sqlx::query("PRAGMA max_page_count = 1000000").execute(&store.0.writer).await?;
+    store.create_token(LOCAL, spec("*")?).await?;
+    store.verify_audit().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn on_a_full_disk_the_reserve_makes_way_for_revocations_and_for_nothing_else() -> TestResult {
+    let dir = tempfile::tempdir()?;
+    let (store, _) = on_disk(&dir.path().join("db")).await?;
+    let reserve = dir.path().join("reserve");
+    store.hold_room(reserve.clone());
+    assert_eq!(fs::metadata(&reserve)?.len(), 16 << 20);
+    let mut hosts = Vec::new();
+    for machine in 1..=40 {
+        hosts.push(joined(&store, "*", machine).await?);
+    }
+    fill(&store).await?;
+    while store.create_token(LOCAL, spec("*")?).await.is_ok() {}
+    assert!(reserve.exists(), "a token can wait");
+    // The connection of the failed write is gone, and with it the limit.
+    store.create_token(LOCAL, spec("*")?).await?;
+    fill(&store).await?;
+    for host in hosts {
+        store.revoke_host(LOCAL, host).await?;
+    }
+    assert!(!reserve.exists());
+    assert!(store.inventory().hosts.is_empty());
     Ok(())
 }
 

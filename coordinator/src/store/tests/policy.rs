@@ -1,6 +1,6 @@
 use crate::inventory::{Inventory, PolicyVersion};
 use crate::store::testing::{LOCAL, TestResult, in_memory, joined, policy};
-use crate::store::{Gate, GateRefusal, IfMatch, RedeemError, StoreError};
+use crate::store::{Gate, GateRefusal, IfMatch, LabelChange, RedeemError, StoreError};
 
 #[tokio::test]
 async fn a_policy_is_replaced_only_by_who_knows_it() -> TestResult {
@@ -85,6 +85,17 @@ async fn what_the_gate_refuses_does_not_happen() -> TestResult {
         store.redeem_token(&crate::store::testing::attempt(&token, 2)).await.is_ok(),
         "a refused join consumed nothing"
     );
+    Ok(())
+}
+
+#[tokio::test]
+async fn nothing_stands_before_a_revocation() -> TestResult {
+    let (store, _) = in_memory().await?;
+    let (first, second) = (joined(&store, "a", 1).await?, joined(&store, "b", 2).await?);
+    store.set_gate(Box::new(NoMoreThan(0)));
+    assert!(store.label_host(LOCAL, second, LabelChange::default()).await.is_err());
+    store.revoke_host(LOCAL, first).await?;
+    assert!(store.inventory().hosts.keys().eq([&second]));
     Ok(())
 }
 
