@@ -5,6 +5,7 @@
 //! once more inside the transaction. The OpenAPI document is generated from these handlers and committed.
 
 mod audit;
+mod bounds;
 mod change;
 mod error;
 mod explain;

@@ -9,6 +9,7 @@ use axum_server::Handle;
 use axum_server::tls_rustls::RustlsConfig;
 use hyper_util::rt::TokioTimer;
 
+use super::bounds::Bounds;
 use super::{ApiState, router};
 
 /// How long a connection may take for a request's headers.
@@ -17,8 +18,8 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Most streams of one HTTP/2 connection at a time.
 const MAX_STREAMS: u32 = 64;
 
-/// Largest headers, in bytes.
-const MAX_HEADERS: u32 = 16 * 1024;
+/// Largest headers of a request, in bytes.
+const MAX_HEADERS: u16 = 16 * 1024;
 
 /// How long requests that are under way may take to end when the coordinator stops.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -74,14 +75,19 @@ impl ApiServer {
     pub async fn serve(self, state: ApiState) -> Result<(), ServeError> {
         let mut server = axum_server::from_tcp_rustls(self.listener, self.tls)
             .map_err(ServeError::Serve)?
+            .map(|tls| tls.acceptor(Bounds::default()))
             .handle(self.handle);
         let builder = server.http_builder();
-        builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+        builder
+            .http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADER_TIMEOUT)
+            .max_buf_size(MAX_HEADERS.into());
         builder
             .http2()
             .timer(TokioTimer::new())
             .max_concurrent_streams(MAX_STREAMS)
-            .max_header_list_size(MAX_HEADERS);
+            .max_header_list_size(MAX_HEADERS.into());
         server.serve(router(state).into_make_service()).await.map_err(ServeError::Serve)
     }
 }
