@@ -317,7 +317,7 @@ mod tests {
             &["--overlay-v4", "8.8.0.0/16"],
             &["--overlay-v6", "fd00::/64"],
             &["--address", "a:1", "--address", "b:1", "--address", "c:1", "--address", "d:1"],
-            &["--lease", "1m"],
+            &["--lease", "9s"],
         ];
         for more in cases {
             assert!(

@@ -10,10 +10,9 @@ macro_rules! drop_reasons {
     ($($(#[doc = $doc:literal])+ $name:ident = $code:literal, $text:literal;)*) => {
         /// Why a packet was dropped (I8: each dropped packet has exactly one).
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode, Serialize, Deserialize, ToSchema)]
-        #[serde(rename_all = "snake_case")]
         #[cbor(index_only)]
         pub enum DropReason {
-            $($(#[doc = $doc])+ #[n($code)] $name,)*
+            $($(#[doc = $doc])+ #[n($code)] #[serde(rename = $text)] $name,)*
         }
 
         impl DropReason {
@@ -131,6 +130,7 @@ mod tests {
             assert_eq!(reason.index(), position, "{reason}");
             assert!(texts.insert(reason.as_str()), "{reason} twice");
             assert!(reason.explanation().ends_with('.'), "{reason}");
+            assert_eq!(serde_json::to_value(reason).ok(), Some(reason.as_str().into()), "one text everywhere");
         }
     }
 }

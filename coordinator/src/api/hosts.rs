@@ -94,18 +94,14 @@ fn instances_of(state: &ApiState, inventory: &Inventory, name: &ComponentName) -
         .collect()
 }
 
-/// The host of this id, or the host that is not revoked of this name.
+/// The host of this id, or the host of this name: the one that is not revoked, or else the one that joined last.
 async fn find(state: &ApiState, text: &str) -> Result<HostId, ApiError> {
     if let Ok(id) = text.parse::<HostId>() {
         return Ok(state.store.host(id).await?.host.id);
     }
-    let name: HostName = text.parse().map_err(|_| ApiError::not_found("host"))?;
-    state
-        .store
-        .inventory()
-        .host_named(&name)
-        .map(|host| host.id)
-        .ok_or_else(|| ApiError::not_found("host"))
+    let named = state.store.list_hosts(true).await?.into_iter().filter(|record| record.host.name.as_str() == text);
+    let last = named.max_by_key(|record| (record.revoked_at.is_none(), record.host.enrolled_at, record.host.id));
+    last.map(|record| record.host.id).ok_or_else(|| ApiError::not_found("host"))
 }
 
 async fn answer(state: &ApiState, id: HostId) -> Result<Json<HostSummary>, ApiError> {

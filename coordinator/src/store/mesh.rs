@@ -15,7 +15,7 @@ use crate::entropy::Environment;
 use crate::inventory::{CoordinatorAddress, Inventory};
 
 /// How long a lease may be: at least some tries of reaching the coordinator, at most what a lost host may keep.
-const LEASE_BOUNDS: std::ops::RangeInclusive<Duration> = Duration::from_secs(300)..=Duration::from_secs(90 * 86_400);
+const LEASE_BOUNDS: std::ops::RangeInclusive<Duration> = Duration::from_secs(10)..=Duration::from_secs(90 * 86_400);
 
 /// Most addresses that agents are told.
 const MAX_ADDRESSES: usize = 8;
@@ -123,7 +123,7 @@ fn check_lease(lease: Duration) -> Result<(), StoreError> {
     } else {
         Err(StoreError::Invalid {
             what: "lease",
-            why: "must be between 5 minutes and 90 days".into(),
+            why: "must be between 10 seconds and 90 days".into(),
         })
     }
 }

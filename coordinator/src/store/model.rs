@@ -34,7 +34,7 @@ pub struct NewMesh {
 pub struct MeshChange {
     /// Another range; refused while any instance has an address of the present one.
     pub overlay: Option<OverlayRange>,
-    /// Another lease: 5 minutes to 90 days.
+    /// Another lease: 10 seconds to 90 days.
     pub lease: Option<Duration>,
     /// Other addresses of the coordinator.
     pub addresses: Option<Vec<CoordinatorAddress>>,
