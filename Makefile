@@ -2,8 +2,9 @@
 
 SHELL := /bin/bash
 PROGRAMS := $(or $(CARGO_TARGET_DIR),target)/debug
+RELEASE := $(abspath $(or $(CARGO_TARGET_DIR),target)/release)
 
-.PHONY: help build demo test check lint doc openapi clean-lab setup
+.PHONY: help build demo bench test check lint doc openapi clean-lab setup
 
 help: ## what there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -16,6 +17,11 @@ build: ## build the programs, and those of the lab
 
 demo: setup build ## show the mesh on one machine, with a real PostgreSQL; KEEP=1 leaves it running
 	@$(PROGRAMS)/cloison-demo
+
+bench: setup ## measure the release programs, beside wireguard-go; BENCH=-ojson and the like
+	cargo build --release -p cloison-agent -p cloison-coordinator -p cloison-cli
+	cargo build -p cloison-tests --bin cloison-bench
+	@CLOISON_PROGRAMS=$(RELEASE) $(PROGRAMS)/cloison-bench $(BENCH)
 
 test: setup lint doc ## run everything
 	tests/scripts/run-tests.sh
