@@ -228,14 +228,16 @@ impl Agent {
         Ok(agent)
     }
 
-    /// Puts the cached view in force for what is left of its lease, and begins sessions with all its peers.
+    /// Makes the host safe for the mesh's addresses, puts the cached view in force for what is left of its lease, and begins sessions with
+    /// all its peers.
     async fn resume(&mut self, cached: Cached) -> Result<(), RunError> {
+        if let Some(range) = cached.overlay {
+            let dataplane = self.dataplane.clone();
+            blocking(move || dataplane.lock().prepare(range))
+                .await?
+                .map_err(RunError::Prepare)?;
+        }
         let Some(view) = cached.view else { return Ok(()) };
-        let range = view.content().config.overlay;
-        let dataplane = self.dataplane.clone();
-        blocking(move || dataplane.lock().prepare(range))
-            .await?
-            .map_err(RunError::Prepare)?;
         let now = clock::now();
         self.lease = cached.lease.map(|(held, left)| (held, now + left));
         let in_force = InForce {

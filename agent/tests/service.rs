@@ -405,6 +405,19 @@ fn a_damaged_view_or_an_ended_lease_allows_nothing_and_is_shown() -> Outcome {
 }
 
 #[test]
+fn a_damaged_view_lets_nothing_out_in_clear() -> Outcome {
+    let lab = Lab::new()?;
+    ip(&format!("-n {} route add default via 192.0.2.2", lab.name(0)))?;
+    std::fs::write(lab.state(0).join("view"), "damaged")?;
+    let _one = lab.start(0)?;
+    assert!(lab.status(0)?["version"].is_null());
+    let to = (IpAddr::from(address(1)?.v4), 5432).into();
+    let refused = lab.namespace(0)?.run(|| TcpStream::connect_timeout(&to, Duration::from_secs(8)))?;
+    assert_eq!(refused.err().map(|e| e.kind()), Some(std::io::ErrorKind::HostUnreachable));
+    Ok(())
+}
+
+#[test]
 fn a_second_agent_a_taken_port_and_a_host_that_is_not_enrolled_are_told_apart() -> Outcome {
     let lab = Lab::new()?;
     let _one = lab.start(0)?;

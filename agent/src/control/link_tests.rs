@@ -22,6 +22,7 @@ fn link(mesh: &Mesh) -> Result<Link, Box<dyn std::error::Error>> {
         view: None,
         lease: None,
         floor: None,
+        overlay: None,
         clock: MeshClock::guess(MeshTime(1_000), at(0)),
         trust: us.trust_at(MeshTime(1_000))?,
         problems: Vec::new(),

@@ -297,6 +297,10 @@ impl Agent {
         if let Some((_, ends)) = &mut self.lease {
             *ends = now;
         }
+        // At once, whatever the machine needs to cut the flows as well.
+        if let Some(term) = self.lease_term(now) {
+            self.dataplane.lock().renew(term);
+        }
         self.persist_lease();
         let Some(view) = self.link.installed_content().cloned() else {
             return;

@@ -2,7 +2,8 @@
 //!
 //! At a start the view is verified again like one that just came: signature, addressee, version against the floor, hash, content. A view
 //! that does not hold is treated as none: nothing is allowed, `status` says why, and the coordinator sends it again. The floor has a file
-//! of its own, so that a lost view does not open the way to an older one (I12).
+//! of its own, so that a lost view does not open the way to an older one (I12), and with it the mesh's ranges, so that it does not let
+//! anything out in clear either (I14).
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -12,6 +13,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use cloison_proto::id::HostId;
 use cloison_proto::lease::Lease;
+use cloison_proto::net::OverlayRange;
 use cloison_proto::signed::Signed;
 use cloison_proto::trust::Trust;
 use cloison_proto::version::{MeshTime, Version};
@@ -49,6 +51,8 @@ pub struct Cached {
     pub lease: Option<(HeldLease, Duration)>,
     /// What a later view must not fall behind.
     pub floor: Option<Floor>,
+    /// The mesh's ranges, as the newest view said.
+    pub overlay: Option<OverlayRange>,
     /// Mesh time, as well as it is known.
     pub clock: MeshClock,
     /// Whom to trust.
@@ -62,6 +66,7 @@ pub struct Cached {
 struct StoredFloor {
     version: Version,
     state_hash: String,
+    overlay: OverlayRange,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -92,12 +97,13 @@ pub fn load(dir: &StateDir, us: &Membership, now: &Moment) -> Result<Cached, Sta
     };
     let known = stored_lease.as_ref().map_or(us.known_time, |s| s.mesh_time.max(us.known_time));
     let trust = us.trust_at(known).map_err(|e| dir.damaged(File::Membership, e))?;
-    let floor = load_floor(dir)?;
+    let (floor, overlay) = load_floor(dir)?.unzip();
     let view = match read_view(dir, us, &trust, floor) {
         Ok(view) => view,
         Err(e) => note(e).map(|()| None)?,
     };
     let floor = view.as_ref().map(VerifiedView::floor).or(floor);
+    let overlay = view.as_ref().map(|v| v.content().config.overlay).or(overlay);
     let mut clock = MeshClock::guess(known, now.boottime);
     let mut lease = None;
     if let Some(stored) = stored_lease {
@@ -115,6 +121,7 @@ pub fn load(dir: &StateDir, us: &Membership, now: &Moment) -> Result<Cached, Sta
         view,
         lease,
         floor,
+        overlay,
         clock,
         trust,
         problems,
@@ -131,6 +138,7 @@ pub fn store_view(dir: &StateDir, view: &VerifiedView) -> Result<(), StateError>
     let stored = StoredFloor {
         version: floor.version,
         state_hash: floor.state_hash.to_string(),
+        overlay: view.content().config.overlay,
     };
     write_json(dir, File::Floor, &stored)
 }
@@ -176,14 +184,15 @@ fn write_json<T: Serialize>(dir: &StateDir, file: File, value: &T) -> Result<(),
     dir.write(file, &body)
 }
 
-fn load_floor(dir: &StateDir) -> Result<Option<Floor>, StateError> {
+fn load_floor(dir: &StateDir) -> Result<Option<(Floor, OverlayRange)>, StateError> {
     let Some(body) = dir.read(File::Floor)? else { return Ok(None) };
     let stored: StoredFloor = serde_json::from_slice(&body).map_err(|e| dir.damaged(File::Floor, e))?;
     let state_hash = stored.state_hash.parse().map_err(|e| dir.damaged(File::Floor, e))?;
-    Ok(Some(Floor {
+    let floor = Floor {
         version: stored.version,
         state_hash,
-    }))
+    };
+    Ok(Some((floor, stored.overlay)))
 }
 
 fn read_view(dir: &StateDir, us: &Membership, trust: &Trust, floor: Option<Floor>) -> Result<Option<VerifiedView>, StateError> {
@@ -259,6 +268,7 @@ mod tests {
                 assert_eq!(cached.view.is_none(), file == File::View, "{file:?} cut at {length}");
                 assert_eq!(cached.problems.len(), 1, "{file:?} cut at {length}");
                 assert_eq!(cached.floor, Some(view.floor()), "the floor outlives the view");
+                assert_eq!(cached.overlay, Some(view.content().config.overlay), "and so do the mesh's ranges");
             }
             std::fs::write(dir.path_of(file), good)?;
         }
