@@ -24,6 +24,9 @@ use crate::publish::{Farewell, Offer};
 const FRAMES_PER_SECOND: u32 = 20;
 const FRAME_BURST: u32 = 100;
 
+/// How often a host may say in a minute where it is: all its peers are told each time. An agent says it when it changed, twice at most.
+const MOVES_PER_MINUTE: u32 = 30;
+
 /// Peers in one frame of hints: with eight endpoints each, half of what a frame holds.
 const HINTS_PER_FRAME: usize = 256;
 
@@ -34,7 +37,7 @@ const MAX_UNENFORCED: usize = 1024;
 #[derive(Debug, thiserror::Error)]
 pub enum Fault {
     /// More frames than an agent may send.
-    #[error("more than {FRAMES_PER_SECOND} frames a second")]
+    #[error("more than {FRAMES_PER_SECOND} frames a second, or {MOVES_PER_MINUTE} changes of place a minute")]
     Rate,
     /// A frame that is not what its kind asks for.
     #[error(transparent)]
@@ -72,6 +75,7 @@ struct Sent {
 #[derive(Debug)]
 pub struct Link {
     budget: Bucket,
+    moves: Bucket,
     /// What the agent holds once it has carried out all that was sent.
     base: Option<(StateHash, Arc<Items>)>,
     sent: Option<Sent>,
@@ -106,6 +110,7 @@ impl Link {
         let in_force = hello.version.zip(hello.state_hash);
         Self {
             budget: Bucket::new(FRAME_BURST, FRAMES_PER_SECOND, Duration::from_secs(1), now),
+            moves: Bucket::new(MOVES_PER_MINUTE, MOVES_PER_MINUTE, Duration::from_secs(60), now),
             sent: in_force.map(|(version, state_hash)| Sent {
                 version,
                 state_hash,
@@ -139,6 +144,7 @@ impl Link {
                 self.on_refusal(&nack);
                 Some(Event::Nacked(nack))
             }
+            Some(AgentMessage::Endpoints(_)) if !self.moves.take(now) => return Err(Fault::Rate),
             Some(AgentMessage::Endpoints(mut moved)) => {
                 moved.endpoints.truncate(MAX_ENDPOINTS);
                 Some(Event::Moved(moved.endpoints))
@@ -443,6 +449,16 @@ mod tests {
         assert_eq!(sent(vec![hint(1, 1), hint(2, 2)]), [2]);
         assert_eq!(sent(vec![hint(2, 2)]), [0_u8; 0]);
         assert_eq!(sent(vec![hint(1, 1), hint(2, 2)]), [1], "a peer that was away is told anew");
+    }
+
+    #[test]
+    fn a_host_that_moves_all_the_time_is_cut_off_although_it_sends_few_frames() {
+        let mut link = Link::new(&hello(), None, START);
+        let moved = AgentMessage::Endpoints(Endpoints { endpoints: Vec::new() }).to_frame();
+        let at = |second: u32| START + Duration::from_secs(second.into());
+        let mut say = |second| link.on_frame(&moved, at(second)).is_ok();
+        assert!((0..MOVES_PER_MINUTE).all(|_| say(0)) && !say(0));
+        assert!((1..=MOVES_PER_MINUTE).all(|n| say(60 + 2 * n)), "one in two seconds may go on");
     }
 
     #[test]
