@@ -25,11 +25,19 @@ const SEEN_GRAIN_SECONDS: i64 = 600;
 const RENEWAL_GRACE: Duration = Duration::from_secs(30 * 86_400);
 
 impl Store {
-    /// Notes that a host is in contact, and as which incarnation. Cheap when nothing is new.
+    /// Notes that a host is in contact, and as which incarnation. Cheap when nothing is new; left out when the disk is full, because no link
+    /// may end for want of room for a note.
     ///
     /// # Errors
     /// [`StoreError::Database`].
     pub async fn record_seen(&self, id: HostId, incarnation: u64) -> Result<(), StoreError> {
+        match self.try_record_seen(id, incarnation).await {
+            Err(StoreError::StorageFull) => Ok(()),
+            done => done,
+        }
+    }
+
+    async fn try_record_seen(&self, id: HostId, incarnation: u64) -> Result<(), StoreError> {
         let mut change = self.begin_unjudged(Context::of(Actor::Host(id))).await?;
         let now = change.now_db();
         sqlx::query(
@@ -109,6 +117,13 @@ impl Store {
     /// # Errors
     /// [`StoreError::NotFound`], [`StoreError::Revoked`].
     pub async fn record_certificate(&self, id: HostId, serial: Serial, not_after: MeshTime) -> Result<(), StoreError> {
+        match self.try_record_certificate(id, serial, not_after).await {
+            Err(StoreError::StorageFull) if self.make_room() => self.try_record_certificate(id, serial, not_after).await,
+            done => done,
+        }
+    }
+
+    async fn try_record_certificate(&self, id: HostId, serial: Serial, not_after: MeshTime) -> Result<(), StoreError> {
         let mut change = self.begin_unjudged(Context::of(Actor::Host(id))).await?;
         if hosts::record(change.db(), id).await?.revoked_at.is_some() {
             return Err(StoreError::Revoked(id));
@@ -130,6 +145,13 @@ impl Store {
     /// # Errors
     /// [`StoreError::Database`]; what the certificate lacks is the inner result.
     pub async fn admit_certificate(&self, id: HostId, serial: Serial) -> Result<Result<(), HostRefusal>, StoreError> {
+        match self.try_admit_certificate(id, serial).await {
+            Err(StoreError::StorageFull) if self.make_room() => self.try_admit_certificate(id, serial).await,
+            done => done,
+        }
+    }
+
+    async fn try_admit_certificate(&self, id: HostId, serial: Serial) -> Result<Result<(), HostRefusal>, StoreError> {
         let record = match self.host(id).await {
             Ok(record) => record,
             Err(StoreError::NotFound(_)) => return Ok(Err(HostRefusal::Unknown)),

@@ -1,5 +1,6 @@
-//! Room on the disk that is held back: when the disk is full, it makes way for what must not wait, which is revocations and what the publisher
-//! keeps before it sends. It is held again from the next start on, when somebody has freed some space.
+//! Room on the disk that is held back: when the disk is full, it makes way for what must not wait, which is revocations, the certificates of
+//! hosts that are members, and what the publisher keeps before it sends. It is held again from the next start on, when somebody has freed
+//! some space.
 
 use std::fs::{self, OpenOptions};
 use std::io;
