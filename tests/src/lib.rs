@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod lab;
+pub mod model;
 pub mod packets;
 pub mod seeds;
 pub mod sim;

@@ -171,6 +171,8 @@ pub fn forgeries(stage: &Stage, v6: bool) -> Result<Vec<Forgery>> {
     ] {
         list.add(name, reason, hello(from, of(destination)));
     }
+    let open = ip(of(stage.third), to, number::TCP, &tcp((40_000, OPEN_TCP), SYN, 1, 0, b""));
+    list.add("what a third host may do, in its name", DropReason::SourceNotPeer, open);
     addresses(&mut list, from, to)?;
     ports(&mut list, from, to);
     segments(&mut list, from, to);
