@@ -73,6 +73,8 @@ fn an_agent_with_any_damaged_file_of_state_neither_panics_nor_allows_more() -> R
             std::fs::write(file, &before)?;
         }
     }
+    // What was lost beside the damaged files (where peers were last seen) comes back from the coordinator.
+    mesh.coordinator.serve()?;
     mesh.agent_mut("app-1")?.start()?;
     wait_for("the pair to talk again", REFUSAL_LIMIT, || {
         Ok((mesh.attempt("app-1", (postgres.v4, SQL).into())?.what == "received").then_some(()))
@@ -182,6 +184,23 @@ fn refuses(mut process: Process, words: &[&str]) -> Result<()> {
         ensure!(said.contains(word), "no word of `{word}`: {said}");
     }
     Ok(())
+}
+
+/// Insists that an agent names what it lacks: in the error by which it ends, or in `status` beside the instance that it cannot enforce.
+fn says(agent: &Agent, mut process: Process, word: &str) -> Result<()> {
+    let mut heard = String::new();
+    let named = wait_for(word, REFUSAL_LIMIT, || {
+        let ended = process.ended()?.is_some();
+        heard = process.output() + &process.log();
+        if let Ok(status) = agent.command(&["status"])?.ok() {
+            heard.push_str(&status.stdout);
+        }
+        ensure!(!ended || heard.contains(word), "the agent ended without the word");
+        Ok(heard.contains(word).then_some(()))
+    });
+    process.kill()?;
+    ensure!(!heard.contains("panicked"), "{heard}");
+    named.with_context(|| format!("`{word}` in: {heard}"))
 }
 
 /// Waits until an agent answers on its socket, or has ended; whether it has ended.

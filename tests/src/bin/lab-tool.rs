@@ -229,7 +229,11 @@ fn udp_stream(to: SocketAddr, pace: Pace, from: Option<IpAddr>) -> std::io::Resu
         IpAddr::from([0; 16])
     };
     let socket = UdpSocket::bind((from.unwrap_or(any), 0))?;
-    socket.connect(to)?;
+    if let Err(error) = socket.connect(to) {
+        report_failure("connect", &error, 0);
+        report("done", json!({ "received": 0, "failures": 1 }));
+        return Ok(ExitCode::from(2));
+    }
     report("connected", json!({ "local": socket.local_addr()? }));
     let interval = Duration::from_millis(pace.every_ms.max(1));
     let (mut buffer, mut total, mut failures) = ([0; 65_536], 0_u64, 0_u64);

@@ -10,6 +10,8 @@ use crate::cuts::Cuts;
 use crate::joins::Joins;
 use crate::machine::{Machine, Memory};
 
+const NOT_MEASURED: &str = "not measured";
+
 /// Everything that was measured.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Report {
@@ -50,10 +52,16 @@ impl Times {
     }
 
     fn p50_only(&self) -> String {
+        if self.runs == 0 {
+            return NOT_MEASURED.to_owned();
+        }
         format!("p50 {:.1} ms, max {:.1} ms ({} runs)", self.p50_ms, self.max_ms, self.runs)
     }
 
     fn p50_and_p99(&self) -> String {
+        if self.runs == 0 {
+            return NOT_MEASURED.to_owned();
+        }
         format!(
             "p50 {:.1} ms, p99 {:.1} ms, max {:.1} ms ({} runs)",
             self.p50_ms, self.p99_ms, self.max_ms, self.runs
