@@ -19,7 +19,7 @@ mod server;
 mod status;
 mod tokens;
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use axum::extract::DefaultBodyLimit;
@@ -131,5 +131,7 @@ pub fn openapi() -> Result<String, serde_json::Error> {
 /// This document.
 #[utoipa::path(get, path = "/v1/openapi.json", tag = "mesh", security(()), responses((status = 200, description = "This document")))]
 async fn document() -> axum::response::Response {
-    Json(routes().1).into_response()
+    // Made once: anybody may ask for it.
+    static DOCUMENT: LazyLock<utoipa::openapi::OpenApi> = LazyLock::new(|| routes().1);
+    Json(&*DOCUMENT).into_response()
 }

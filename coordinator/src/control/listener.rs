@@ -230,11 +230,16 @@ async fn handshake(incoming: Incoming) -> Option<Connection> {
     match timeout(HANDSHAKE, incoming).await {
         Ok(Ok(connection)) => Some(connection),
         Ok(Err(error)) => {
-            tracing::debug!(%from, %error, "a handshake failed");
+            tracing::debug!(%from, error = shown(&error), "a handshake failed");
             None
         }
         Err(_) => None,
     }
+}
+
+/// An error on one line of the log: what a peer gives as the reason of its close may hold any character.
+fn shown(error: &dyn std::error::Error) -> String {
+    error.to_string().escape_debug().to_string()
 }
 
 /// Why a connection is no link.
@@ -253,7 +258,7 @@ async fn serve_connection(shared: &Shared, connection: &Connection, from: Socket
     let reason = match data.and_then(|data| data.protocol).as_deref() {
         Some(ALPN_LINK) => match identify(shared, connection).await {
             Err(error) => {
-                tracing::info!(%from, %error, "a link was refused");
+                tracing::info!(%from, error = shown(&error), "a link was refused");
                 // A revoked host may know: it shows a certificate that only it has.
                 if matches!(error, Stranger::Refused(HostRefusal::Revoked)) {
                     Farewell::Revoked.code()
@@ -268,7 +273,7 @@ async fn serve_connection(shared: &Shared, connection: &Connection, from: Socket
             Ok(linked) => match serve::link(shared, connection, linked).await {
                 Ok(()) => "",
                 Err(error) => {
-                    tracing::info!(host = %linked.host, %from, %error, "a link ended");
+                    tracing::info!(host = %linked.host, %from, error = shown(&error), "a link ended");
                     error.farewell().map_or("", Farewell::code)
                 }
             },
@@ -286,7 +291,7 @@ async fn serve_join(shared: &Shared, connection: &Connection, from: SocketAddr) 
         return Farewell::Rate.code();
     }
     if let Err(error) = join::join(shared, connection, from.ip()).await {
-        tracing::info!(%from, %error, "an attempt to join came to nothing");
+        tracing::info!(%from, error = shown(&error), "an attempt to join came to nothing");
     }
     ""
 }
@@ -300,4 +305,21 @@ async fn identify(shared: &Shared, connection: &Connection) -> Result<LinkedHost
     let linked = shared.verifier.host_of(&chain, shared.store.now())?;
     shared.store.admit_certificate(linked.host, linked.serial).await??;
     Ok(linked)
+}
+
+#[cfg(test)]
+mod tests {
+    use quinn::{ApplicationClose, ConnectionError};
+
+    use super::*;
+
+    #[test]
+    fn a_peer_writes_no_line_of_its_own_into_the_log() {
+        let close = ApplicationClose {
+            error_code: VarInt::from_u32(0),
+            reason: b"\n2027-01-01 INFO a host joined\x1b[2J"[..].into(),
+        };
+        let line = shown(&ConnectionError::ApplicationClosed(close));
+        assert!(line.contains("a host joined") && !line.contains(char::is_control), "{line}");
+    }
 }
