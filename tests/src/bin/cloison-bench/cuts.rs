@@ -71,7 +71,7 @@ fn cut(mesh: &Mesh, rules: &Rules, stream: &mut Stream, datagrams: &mut Stream) 
     wait_for("both streams to flow", STEP_LIMIT, || {
         Ok((stream.bytes() > BEFORE && datagrams.bytes() > BEFORE).then_some(()))
     })?;
-    let answered = mesh.coordinator.apply(&rules.all)?;
+    let answered = mesh.coordinator.apply(&rules.without)?;
     mesh.wait_until_applied()?;
     wait_for("the receiver's TCP socket to be reset", STEP_LIMIT, || {
         Ok(stream.has_ended().then_some(()))
