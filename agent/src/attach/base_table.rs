@@ -3,7 +3,8 @@
 //!
 //! What it drops, each with a counter: an overlay source or destination arriving on another interface than the TUN or loopback; the same
 //! leaving by another interface; anything forwarded from or to the TUN. Arrival is judged before and after address translation, leaving too,
-//! so that no redirection of somebody else's table leads around it.
+//! so that no redirection of somebody else's table leads around it. A second table, of the family `arp`, keeps the kernel from telling
+//! neighbours which overlay addresses this host has; a kernel without that family has to do without it.
 //!
 //! It is loaded before any overlay address is configured, stays when the agent stops, and goes at `leave`. Each function works in the
 //! network namespace of the calling thread.
@@ -97,7 +98,11 @@ impl BaseTable {
     /// # Errors
     /// [`BaseTableError`]; what was loaded before is still in force then.
     pub fn load(&self) -> Result<(), BaseTableError> {
-        run_nft(&self.name, &["-f", "-"], &self.text()).map(drop)
+        run_nft(&self.name, &["-f", "-"], &self.text())?;
+        if let Err(error) = run_nft(&self.name, &["-f", "-"], &self.arp_text()) {
+            tracing::warn!(%error, "neighbours can find out by ARP which overlay addresses this host has");
+        }
+        Ok(())
     }
 
     /// Whether a table of that name is there.
@@ -108,6 +113,23 @@ impl BaseTable {
         let tables = run_nft(&self.name, &["list", "tables", "inet"], "")?;
         let ours = format!("table inet {}", self.name);
         Ok(tables.lines().any(|line| line.trim() == ours))
+    }
+
+    /// The transaction for the table of the family `arp`. IPv6 answers only for addresses of the interface that is asked.
+    fn arp_text(&self) -> String {
+        let Self { name, range, .. } = self;
+        let (v4, v4_len) = range.v4();
+        format!(
+            r#"table arp {name}
+delete table arp {name}
+table arp {name} {{
+  chain output {{
+    type filter hook output priority 0; policy accept;
+    arp saddr ip {v4}/{v4_len} counter drop comment "overlay address told to neighbours"
+  }}
+}}
+"#
+        )
     }
 
     /// The transaction.
@@ -167,7 +189,11 @@ table inet {name} {{
 /// [`BaseTableError`].
 pub fn remove(name: &TableName) -> Result<(), BaseTableError> {
     // Naming the table first makes one if there is none, so that deleting cannot fail for that.
-    run_nft(name, &["-f", "-"], &format!("table inet {name}\ndelete table inet {name}\n")).map(drop)
+    let removal = |family| format!("table {family} {name}\ndelete table {family} {name}\n");
+    run_nft(name, &["-f", "-"], &removal("inet"))?;
+    // Where the kernel lacks the family there is none.
+    let _ = run_nft(name, &["-f", "-"], &removal("arp"));
+    Ok(())
 }
 
 fn run_nft(table: &TableName, arguments: &[&str], input: &str) -> Result<String, BaseTableError> {

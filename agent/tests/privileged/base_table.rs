@@ -195,3 +195,23 @@ fn the_table_is_replaced_as_a_whole_and_leaves_others_alone() -> Outcome {
         Ok(())
     })
 }
+
+#[test]
+fn neighbours_do_not_learn_overlay_addresses_by_arp() -> Outcome {
+    let (host, stranger, _tun) = host_and_stranger()?;
+    let ours = addresses(0)?.v4;
+    ip(&stranger, "route replace 10.77.0.0/16 dev eth0")?;
+    for (loaded, expected) in [(false, true), (true, false)] {
+        if loaded {
+            inside(&host, || Ok(table()?.load()?))?;
+        }
+        ip(&stranger, "neigh flush all")?;
+        // Nothing answers the ping; the question for the address goes out all the same.
+        let _unanswered = inside(&stranger, || run("ping", &format!("-n -c 1 -W 1 -I 192.0.2.2 {ours}")));
+        let told = ip(&stranger, &format!("neigh show {ours}"))?.contains("lladdr");
+        assert_eq!(told, expected, "table loaded: {loaded}");
+    }
+    inside(&host, || Ok(base_table::remove(&table()?.name)?))?;
+    assert!(!inside(&host, || run("nft", "list tables"))?.contains("cloison_test"));
+    Ok(())
+}
