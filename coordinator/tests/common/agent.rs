@@ -328,6 +328,14 @@ impl Agent {
         self.joined.host
     }
 
+    /// Whether the coordinator takes no link of this agent; it may say so before the greeting is out.
+    pub async fn is_refused(&self, coordinator: &Coordinator) -> bool {
+        match self.link(coordinator).await {
+            Ok(mut link) => link.next(self).await.is_err(),
+            Err(_) => true,
+        }
+    }
+
     pub async fn link(&self, coordinator: &Coordinator) -> Outcome<Link> {
         let connection = coordinator
             .connect(ALPN_LINK, Some((&self.keys.identity, &self.certificate)))
