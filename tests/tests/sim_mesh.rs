@@ -60,6 +60,7 @@ fn any_step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Join),
         1 => (0usize..6).prop_map(Step::Revoke),
         1 => (0usize..6).prop_map(Step::Roam),
+        1 => (0usize..6, 0usize..200).prop_map(|(host, from)| Step::Replay(host, from)),
         2 => (0usize..6, any_talk()).prop_map(|(host, talk)| Step::Lie(host, talk)),
     ]
 }

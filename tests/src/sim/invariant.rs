@@ -46,6 +46,8 @@ pub struct Watch {
     sent: BTreeMap<Vec<u8>, Sent>,
     /// What each host's instances have said, by conversation, since that host's last start.
     spoken: BTreeMap<HostId, BTreeSet<Tuple>>,
+    /// What each conversation's last packet was, whether it passed or not.
+    last: BTreeMap<(HostId, Tuple), Opening>,
 }
 
 /// What the model makes of a packet.
@@ -68,6 +70,19 @@ impl Watch {
         let sent = Sent { by: host, delivered: 0 };
         let old = self.sent.insert(packet.to_vec(), sent);
         ensure!(old.is_none_or(|old| old.by == host), "two packets with the same bytes");
+        Ok(())
+    }
+
+    /// A packet is about to be sent by an instance of an honest host.
+    ///
+    /// # Errors
+    /// As [`Watch::sends`].
+    pub fn says(&mut self, host: HostId, packet: &[u8]) -> Result<()> {
+        self.sends(host, packet)?;
+        let parsed = read(packet)?;
+        if let Some(tuple) = tuple_of(&parsed) {
+            self.last.insert((host, tuple), parsed.opening());
+        }
         Ok(())
     }
 
@@ -170,11 +185,13 @@ impl Watch {
         let (Some(local), Some(remote)) = (history.owner(answer.dst), history.owner(answer.src)) else {
             return Ok(());
         };
-        // Only TCP's answers tell which conversation ended; the others may be to what needed a flow that was gone.
         let is_open = state.may(local, remote, (protocol, there), at.mesh) || state.may(remote, local, (protocol, here), at.mesh);
-        let is_wrong = protocol == Protocol::Tcp && is_open;
+        // What is allowed is refused all the same where it needs a flow and there is none: a SYN-ACK whose SYN was let in by an older view. Of
+        // UDP and echo the answer does not say whether it was one.
+        let tuple = (protocol, (answer.dst, here), (answer.src, there));
+        let needs_flow = protocol != Protocol::Tcp || self.last.get(&(at.host, tuple)) == Some(&Opening::NeedsFlow);
         ensure!(
-            !is_wrong,
+            !is_open || needs_flow,
             "{} cut or denied what is allowed: {answer:?} at {:?}",
             at.host,
             at.version

@@ -63,6 +63,8 @@ pub enum Step {
     Revoke(usize),
     /// A host gets another address.
     Roam(usize),
+    /// A host is sent again what it was sent before.
+    Replay(usize, usize),
     /// Somebody with a host's keys seals a packet in the name of any instance.
     Lie(usize, Talk),
 }
@@ -181,6 +183,10 @@ impl Run {
             Step::Join => self.join(),
             Step::Revoke(host) => self.alive(*host).map_or(Ok(()), |host| self.world.revoke(host)),
             Step::Roam(host) => self.alive(*host).map_or(Ok(()), |host| self.world.roam(host)),
+            Step::Replay(host, from) => {
+                self.alive(*host).into_iter().for_each(|host| self.world.replay(host, *from));
+                Ok(())
+            }
             Step::Lie(host, talk) => self.lie(*host, talk),
         }
     }

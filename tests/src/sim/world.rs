@@ -4,7 +4,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -12,7 +14,8 @@ use cloison_agent::control::link::LinkState;
 use cloison_agent_core::timer::TICK;
 use cloison_coordinator::control::link::goodbye;
 use cloison_coordinator::control::session::Session;
-use cloison_proto::control::frame::Frame;
+use cloison_proto::control::coordinator::Goodbye;
+use cloison_proto::control::frame::{Frame, Message as _};
 use cloison_proto::id::HostId;
 use cloison_proto::key::{SigningKey, WgPrivateKey};
 use cloison_proto::label::ComponentName;
@@ -30,6 +33,9 @@ use super::network::{Datagram, Network};
 
 /// How long a frame of a link is under way.
 const FRAME: Duration = Duration::from_millis(5);
+
+/// Frames that are sent again at once.
+const REPLAYED: usize = 12;
 
 /// Position of a host in its world.
 pub type Number = usize;
@@ -65,8 +71,8 @@ pub struct World {
     history: History,
     watch: Watch,
     next_tick: Timestamp,
-    /// An agent has said something that others may have to hear of.
-    is_news: bool,
+    /// What the coordinator ever sent to each host.
+    recorded: BTreeMap<Number, Vec<Frame>>,
     /// Packets that instances were given and have not looked at.
     inbox: Vec<(Number, ComponentName, Vec<u8>)>,
     seed: u64,
@@ -92,7 +98,7 @@ impl World {
             history: History::default(),
             watch: Watch::default(),
             next_tick: START + TICK,
-            is_news: false,
+            recorded: BTreeMap::new(),
             inbox: Vec::new(),
             seed,
         })
@@ -179,6 +185,22 @@ impl World {
         self.unlink(number, "timed out")
     }
 
+    /// The host is sent again what it was sent before, from this frame on, as a coordinator would that somebody holds an old copy of. Nothing
+    /// happens while anything else is on its way.
+    pub fn replay(&mut self, number: Number, from: usize) {
+        let recorded = self.recorded.get(&number).map(Vec::as_slice).unwrap_or_default();
+        let Some(wire) = self.wires.get_mut(&number).filter(|wire| wire.down.is_empty() && !wire.closed) else {
+            return;
+        };
+        let start = from.checked_rem(recorded.len()).unwrap_or(0);
+        let again = recorded
+            .iter()
+            .skip(start)
+            .take(REPLAYED)
+            .filter(|frame| frame.kind != Goodbye::KIND);
+        wire.down.extend(again.map(|frame| (self.now + FRAME, frame.clone())));
+    }
+
     /// Nothing comes from one host to the other from now on.
     pub fn block(&mut self, from: Number, to: Number) {
         self.blocked.insert((from, to));
@@ -211,7 +233,7 @@ impl World {
     pub fn send(&mut self, number: Number, from: &ComponentName, packet: &[u8]) -> Result<Option<Fate>> {
         let now = self.now;
         let at = self.standpoint(number)?;
-        self.watch.sends(at.host, packet)?;
+        self.watch.says(at.host, packet)?;
         let has_it = |member: &Member| member.view().is_some_and(|view| view.content().instances.contains_key(from));
         let member = self.member(number)?;
         if !has_it(member) {
@@ -377,28 +399,27 @@ impl World {
             self.carry(number, output)?;
             self.carry_out(number, deeds)?;
         }
-        // Leases are renewed by the second.
-        if self.is_news || now.since(START).as_millis() % 1_000 == 0 {
-            self.refresh_sessions();
-        }
+        self.refresh_sessions();
         Ok(())
     }
 
-    /// Has every session look for news, takes what it has to send, and ends those that have to end.
+    /// Has sessions that were woken, or whose lease is due, look for news; takes what they have to send, and ends those that have to end.
     fn refresh_sessions(&mut self) {
         let (now, mesh) = (self.now, self.coordinator.moment(self.now).mesh);
-        for wire in self.wires.values_mut() {
+        for (number, wire) in &mut self.wires {
             let Some(session) = &mut wire.session else { continue };
-            session.refresh(mesh);
+            if is_woken(session) || session.lease_due().is_some_and(|due| due <= mesh) {
+                session.refresh(mesh);
+            }
             let farewell = session.farewell();
             let frames = std::iter::from_fn(|| session.next_frame()).take_while(|_| farewell.is_none());
-            wire.down
-                .extend(frames.chain(farewell.map(goodbye)).map(|frame| (now + FRAME, frame)));
+            let frames: Vec<_> = frames.chain(farewell.map(goodbye)).collect();
+            self.recorded.entry(*number).or_default().extend(frames.iter().cloned());
+            wire.down.extend(frames.into_iter().map(|frame| (now + FRAME, frame)));
             if farewell.is_some() {
                 (wire.session, wire.closed) = (None, true);
             }
         }
-        self.is_news = false;
     }
 
     fn move_frames(&mut self) -> Result<()> {
@@ -415,9 +436,7 @@ impl World {
                 self.carry_out(number, deeds)?;
             }
         }
-        if self.is_news {
-            self.refresh_sessions();
-        }
+        self.refresh_sessions();
         Ok(())
     }
 
@@ -430,7 +449,6 @@ impl World {
     fn to_coordinator(&mut self, number: Number, frame: &Frame) -> Result<()> {
         let (host, address) = (self.members[number].id(), self.members[number].underlay.ip());
         let moment = self.coordinator.moment(self.now);
-        self.is_news = true;
         let Some(wire) = self.wires.get_mut(&number).filter(|wire| !wire.closed) else {
             return Ok(());
         };
@@ -527,4 +545,10 @@ impl World {
             mesh: member.mesh_time(self.now),
         })
     }
+}
+
+/// Whether the hub has woken the link since it was last asked.
+fn is_woken(session: &Session) -> bool {
+    let woken = pin!(session.slot().woken());
+    woken.poll(&mut Context::from_waker(Waker::noop())).is_ready()
 }
