@@ -72,6 +72,7 @@ impl Member {
             view: None,
             lease: None,
             floor: None,
+            overlay: None,
             clock: MeshClock::guess(us.known_time, now),
             trust: us.trust_at(us.known_time)?,
             problems: Vec::new(),
@@ -134,6 +135,7 @@ impl Member {
             view: self.view.clone(),
             lease: left.clone().filter(|(_, left)| *left > Duration::ZERO),
             floor: self.floor,
+            overlay: self.view.as_ref().map(|view| view.content().config.overlay),
             clock: MeshClock::guess(mesh, now),
             trust: self.us.trust_at(mesh)?,
             problems: Vec::new(),
@@ -192,6 +194,11 @@ impl Member {
                 link::Output::Trust(items) => {
                     self.us.trust = items;
                     self.us.known_time = self.link.mesh_time(now);
+                }
+                link::Output::Revoked => {
+                    self.lease = self.lease.take().map(|(held, _)| (held, now));
+                    self.term = self.lease_term(now);
+                    self.term.into_iter().for_each(|term| self.host.renew(term));
                 }
                 link::Output::Close(_) => deeds.push(Deed::Close),
                 link::Output::Certificate(_) | link::Output::Warning(_) => {}
