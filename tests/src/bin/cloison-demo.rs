@@ -38,9 +38,13 @@ allow:
 
 fn main() -> ExitCode {
     let keep = std::env::var_os("KEEP").is_some_and(|v| !v.is_empty() && v != "0");
-    remove_everything_when_interrupted();
+    cleanup::on_interrupt(NAME);
     match run(keep) {
         Ok(()) => ExitCode::SUCCESS,
+        // The thread that cleans up ends the program.
+        Err(_) if cleanup::interrupted() => loop {
+            std::thread::park();
+        },
         Err(error) => {
             eprintln!("\nthe demo failed: {error:#}");
             ExitCode::FAILURE
@@ -69,6 +73,7 @@ fn run(keep: bool) -> Result<()> {
         return Ok(());
     }
     mesh.coordinator.serve()?;
+    mesh.wait_until_applied()?;
     instructions(&story, &mesh, &addresses)?;
     mesh.leave_running()
 }
@@ -332,23 +337,6 @@ fn instructions(story: &Story, mesh: &Mesh, addresses: &Addresses) -> Result<()>
         story.output(&line);
     }
     Ok(())
-}
-
-/// An interrupted demo leaves nothing behind either.
-fn remove_everything_when_interrupted() {
-    std::thread::spawn(|| -> Result<()> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(async {
-            let mut end = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-            tokio::select! {
-                outcome = tokio::signal::ctrl_c() => outcome,
-                _ = end.recv() => Ok(()),
-            }
-        })?;
-        eprintln!("\ninterrupted: removing what the demo made");
-        let outcome = cleanup::remove_lab(&cleanup::prefix_of(NAME));
-        std::process::exit(if outcome.is_ok() { 130 } else { 1 });
-    });
 }
 
 /// The narration: plain lines, in colour only on a terminal.

@@ -263,8 +263,11 @@ fn udp_stream(to: SocketAddr, pace: Pace, from: Option<IpAddr>) -> std::io::Resu
 }
 
 fn clean() -> std::io::Result<ExitCode> {
-    cleanup::remove_all().map_err(std::io::Error::other)?;
-    Ok(ExitCode::SUCCESS)
+    let outcome = cleanup::remove_all();
+    if let Err(error) = &outcome {
+        eprintln!("{error:#}");
+    }
+    Ok(if outcome.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// A message whose number can be read in a capture.

@@ -9,6 +9,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -126,6 +127,37 @@ pub fn remove_lab(prefix: &str) -> Result<()> {
     remove_folders(prefix)
 }
 
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Whether this program was interrupted, and is taking its lab away.
+#[must_use]
+pub fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
+}
+
+/// From here on, SIGINT and SIGTERM take the lab of this name away and end the program. For programs; tests are cleaned up after by the next
+/// run of the same name.
+pub fn on_interrupt(name: &'static str) {
+    std::thread::spawn(move || -> Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let mut end = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+            tokio::select! {
+                outcome = tokio::signal::ctrl_c() => outcome,
+                _ = end.recv() => Ok(()),
+            }
+        })?;
+        INTERRUPTED.store(true, Ordering::Relaxed);
+        eprintln!("\ninterrupted: removing what was made");
+        let outcome = remove_lab(&prefix_of(name));
+        if let Err(error) = &outcome {
+            eprintln!("{error:#}");
+        }
+        // 128 + SIGINT, as shells count.
+        std::process::exit(if outcome.is_ok() { 130 } else { 1 });
+    });
+}
+
 /// Ends all processes in the namespaces whose name starts with `prefix`, and removes the namespaces.
 ///
 /// # Errors
@@ -145,7 +177,9 @@ pub fn remove_namespaces(prefix: &str) -> Result<()> {
             Ok(inside.iter().all(has_ended).then_some(()))
         }));
     }
-    names.iter().try_for_each(|name| netns::delete(name))
+    // All of them, also if one refuses: what is left is named once, at the end.
+    let outcomes: Vec<Result<()>> = names.iter().map(|name| netns::delete(name)).collect();
+    outcomes.into_iter().collect()
 }
 
 /// Removes the namespaces and folders of all labs, running or not: what `make clean-lab` does.
@@ -170,9 +204,14 @@ fn remove_folders(prefix: &str) -> Result<()> {
 /// Removes a folder if it is there, is no link, and its name starts with the prefix; leaves everything else alone.
 fn remove_folder(folder: &Path, prefix: &str) -> Result<()> {
     let ours = folder.file_name().is_some_and(|n| n.to_string_lossy().starts_with(prefix));
-    if ours && folder.symlink_metadata().is_ok_and(|m| m.is_dir()) {
-        std::fs::remove_dir_all(folder).with_context(|| format!("removing {}", folder.display()))?;
+    if !ours || !folder.symlink_metadata().is_ok_and(|m| m.is_dir()) {
+        return Ok(());
     }
+    // A program that is just ending may still write a file.
+    let removed = wait_for("the folder to stay empty", Duration::from_secs(3), || {
+        Ok(std::fs::remove_dir_all(folder).ok())
+    });
+    ensure!(removed.is_ok() || !folder.exists(), "{} cannot be removed", folder.display());
     Ok(())
 }
 

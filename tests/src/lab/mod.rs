@@ -223,7 +223,7 @@ impl LabBuilder {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        if !self.finished {
+        if !self.finished && !cleanup::interrupted() {
             self.folder.print_logs(self.claim.prefix());
         }
         if self.folder.keep {

@@ -171,12 +171,15 @@ pub fn inode(name: &str) -> Result<u64> {
         .ino())
 }
 
-/// Removes a namespace.
+/// Removes a namespace, unless it is gone already.
 ///
 /// # Errors
 /// If `ip netns` cannot.
 pub fn delete(name: &str) -> Result<()> {
-    process::run(command("ip", &["netns", "delete", name]), COMMAND_LIMIT)?.ok()?;
+    let deleted = process::run(command("ip", &["netns", "delete", name]), COMMAND_LIMIT)?;
+    if Path::new(NAMESPACES).join(name).exists() {
+        deleted.ok()?;
+    }
     Ok(())
 }
 
