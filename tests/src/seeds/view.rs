@@ -177,30 +177,65 @@ fn contradictions(seeds: &mut Seeds) -> Result<()> {
         v4: [10, 77, 0, 0].into(),
         v6: "fd12:3456:789a::".parse()?,
     };
-    with("address-twice", &|items| Ok(remote("redis", THEM, addresses(1)?)?.put_in(items)))?;
-    with("address-ours", &|items| Ok(remote("redis", THEM, addresses(0)?)?.put_in(items)))?;
-    with("address-outside", &|items| Ok(remote("redis", THEM, outside)?.put_in(items)))?;
-    with("address-reserved", &|items| Ok(remote("redis", THEM, reserved)?.put_in(items)))?;
-    with("key-twice", &|items| Ok(peer(HostId([4; 16]), &[2])?.put_in(items)))?;
-    with("key-ours", &|items| Ok(peer(HostId([4; 16]), &[1])?.put_in(items)))?;
-    with("keys-none", &|items| Ok(peer(THEM, &[])?.put_in(items)))?;
-    with("keys-three", &|items| Ok(peer(THEM, &[2, 3, 4])?.put_in(items)))?;
-    with("peer-is-us", &|items| Ok(peer(FUZZ_HOST, &[5])?.put_in(items)))?;
-    with("remote-of-no-peer", &|items| {
-        Ok(remote("redis", HostId([8; 16]), addresses(2)?)?.put_in(items))
+    with("address-twice", &|items| {
+        remote("redis", THEM, addresses(1)?)?.put_in(items);
+        Ok(())
     })?;
-    with("remote-of-us", &|items| Ok(remote("n8n", FUZZ_HOST, addresses(3)?)?.put_in(items)))?;
+    with("address-ours", &|items| {
+        remote("redis", THEM, addresses(0)?)?.put_in(items);
+        Ok(())
+    })?;
+    with("address-outside", &|items| {
+        remote("redis", THEM, outside)?.put_in(items);
+        Ok(())
+    })?;
+    with("address-reserved", &|items| {
+        remote("redis", THEM, reserved)?.put_in(items);
+        Ok(())
+    })?;
+    with("key-twice", &|items| {
+        peer(HostId([4; 16]), &[2])?.put_in(items);
+        Ok(())
+    })?;
+    with("key-ours", &|items| {
+        peer(HostId([4; 16]), &[1])?.put_in(items);
+        Ok(())
+    })?;
+    with("keys-none", &|items| {
+        peer(THEM, &[])?.put_in(items);
+        Ok(())
+    })?;
+    with("keys-three", &|items| {
+        peer(THEM, &[2, 3, 4])?.put_in(items);
+        Ok(())
+    })?;
+    with("peer-is-us", &|items| {
+        peer(FUZZ_HOST, &[5])?.put_in(items);
+        Ok(())
+    })?;
+    with("remote-of-no-peer", &|items| {
+        remote("redis", HostId([8; 16]), addresses(2)?)?.put_in(items);
+        Ok(())
+    })?;
+    with("remote-of-us", &|items| {
+        remote("n8n", FUZZ_HOST, addresses(3)?)?.put_in(items);
+        Ok(())
+    })?;
     with("rule-between-others", &|items| {
-        Ok(rule("postgres", "redis", &["tcp/1"], MeshTime::NEVER)?.put_in(items))
+        rule("postgres", "redis", &["tcp/1"], MeshTime::NEVER)?.put_in(items);
+        Ok(())
     })?;
     with("rule-to-itself", &|items| {
-        Ok(rule("n8n", "n8n", &["tcp/1"], MeshTime::NEVER)?.put_in(items))
+        rule("n8n", "n8n", &["tcp/1"], MeshTime::NEVER)?.put_in(items);
+        Ok(())
     })?;
     with("rule-of-nothing", &|items| {
-        Ok(rule("n8n", "postgres", &[], MeshTime::NEVER)?.put_in(items))
+        rule("n8n", "postgres", &[], MeshTime::NEVER)?.put_in(items);
+        Ok(())
     })?;
     with("rule-ended", &|items| {
-        Ok(rule("n8n", "postgres", &["tcp/5432"], MeshTime(0))?.put_in(items))
+        rule("n8n", "postgres", &["tcp/5432"], MeshTime(0))?.put_in(items);
+        Ok(())
     })?;
     with("key-of-another-item", &|items| {
         let bytes: Vec<u8> = items
