@@ -51,13 +51,20 @@ pub fn policy(text: &str) -> Result<Arc<Policy>> {
 }
 
 impl Mesh {
-    /// The mesh of these hosts under this policy.
+    /// The mesh of these hosts under the policy of this text.
     ///
     /// # Errors
     /// If the policy is none.
     pub fn new(text: &str, hosts: &[&str]) -> Result<Self> {
-        let policy = policy(text)?;
-        let hosts: BTreeMap<_, _> = hosts.iter().map(|name| host(name)).collect::<Result<_>>()?;
+        Self::of(&policy(text)?, hosts.iter().map(|name| (*name, LabelSet::new())))
+    }
+
+    /// The mesh of these hosts, with their labels, under this policy.
+    ///
+    /// # Errors
+    /// If a host's name is none, or the mesh is too large.
+    pub fn of<'a>(policy: &Arc<Policy>, hosts: impl IntoIterator<Item = (&'a str, LabelSet)>) -> Result<Self> {
+        let hosts: BTreeMap<_, _> = hosts.into_iter().map(|(name, labels)| host(name, labels)).collect::<Result<_>>()?;
         let (mut instances, mut next) = (Instances::new(), 0);
         for (name, component) in policy.components() {
             for host in hosts.values().filter(|host| component.on.matches(&host.name, &host.labels)) {
@@ -80,9 +87,21 @@ impl Mesh {
             hosts: Arc::new(hosts.values().map(|host| (host.id, host.clone())).collect()),
             instances: Arc::new(instances.clone()),
         };
-        let plan = Plan::new(policy, Arc::new(inventory))?;
+        let plan = Plan::new(Arc::clone(policy), Arc::new(inventory))?;
         let hosts = hosts.into_iter().map(|(name, host)| (name, host.id)).collect();
         Ok(Self { plan, hosts, instances })
+    }
+
+    /// The policy and the mesh, joined.
+    #[must_use]
+    pub const fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The name of a host.
+    #[must_use]
+    pub fn name(&self, id: HostId) -> Option<&str> {
+        self.hosts.iter().find(|(_, host)| **host == id).map(|(name, _)| name.as_str())
     }
 
     /// The id of a host.
@@ -114,7 +133,7 @@ impl Mesh {
     }
 }
 
-fn host(name: &str) -> Result<(String, Arc<Host>)> {
+fn host(name: &str, labels: LabelSet) -> Result<(String, Arc<Host>)> {
     let seed = seed_of(name);
     let mut id = [0xb7; 16];
     id.iter_mut().zip(name.bytes()).for_each(|(to, from)| *to = from);
@@ -122,7 +141,7 @@ fn host(name: &str) -> Result<(String, Arc<Host>)> {
         id: HostId(id),
         name: name.parse()?,
         name_given: true,
-        labels: LabelSet::new(),
+        labels,
         wg_key: WgPrivateKey::from_bytes(seed).public(),
         identity: SigningKey::from_seed(&seed).identity(),
         enrolled_at: MESH_START,

@@ -93,6 +93,8 @@ pub struct Talk {
     pub what: What,
     /// In which family.
     pub v6: bool,
+    /// Whether to take one of those that the rules allow, if there is any, instead of any two.
+    pub lawful: bool,
 }
 
 /// What a conversation begins with.
@@ -113,6 +115,23 @@ pub enum What {
     /// An echo reply.
     EchoReply,
 }
+
+impl What {
+    /// What a rule must open for it, and whether from the other end.
+    const fn asks(self) -> ((Protocol, u16), bool) {
+        match self {
+            Self::Stream(port) | Self::MidStream(port) => ((Protocol::Tcp, service(port)), false),
+            Self::SynAck(port) => ((Protocol::Tcp, service(port)), true),
+            Self::Datagram(port) => ((Protocol::Udp, service(port)), false),
+            Self::Answer(port) => ((Protocol::Udp, service(port)), true),
+            Self::Echo => ((Protocol::Icmp, 0), false),
+            Self::EchoReply => ((Protocol::Icmp, 0), true),
+        }
+    }
+}
+
+/// An instance, its host and its address.
+type End = (Number, Instance, IpAddr);
 
 /// Both ends of a stream that was accepted.
 #[derive(Debug, Clone)]
@@ -236,21 +255,31 @@ impl Run {
         alive.get(drawn.checked_rem(alive.len())?).copied()
     }
 
-    /// An instance with its host and address.
-    fn instance(&self, drawn: usize, v6: bool) -> Result<Option<(Number, Instance, IpAddr)>> {
-        let all = self.world.history().at(self.world.coordinator().inventory().version)?.instances(v6);
-        let Some((instance, address)) = drawn.checked_rem(all.len()).and_then(|at| all.get(at)) else {
+    /// Who talks to whom.
+    fn ends(&self, talk: &Talk) -> Result<Option<(End, End)>> {
+        let state = self.world.history().at(self.world.coordinator().inventory().version)?;
+        let all = state.instances(talk.v6);
+        let (packet, is_reverse) = talk.what.asks();
+        let now = mesh_time(self.world.now);
+        let may = |from: &Instance, to: &Instance| {
+            let (from, to) = if is_reverse { (to, from) } else { (from, to) };
+            !talk.lawful || state.may(from, to, packet, now)
+        };
+        let pairs = all.iter().flat_map(|from| all.iter().map(move |to| (from, to)));
+        let pairs: Vec<_> = pairs.filter(|(from, to)| from.1 != to.1 && may(&from.0, &to.0)).collect();
+        let drawn = (talk.from * 41 + talk.to).checked_rem(pairs.len());
+        let Some((from, to)) = drawn.and_then(|at| pairs.get(at)) else {
             return Ok(None);
         };
-        let number = self.world.number(instance.1).context("an instance on no host")?;
-        Ok(Some((number, instance.clone(), *address)))
+        let end = |(instance, address): &(Instance, IpAddr)| {
+            let number = self.world.number(instance.1).context("an instance on no host")?;
+            Ok::<_, anyhow::Error>((number, instance.clone(), *address))
+        };
+        Ok(Some((end(from)?, end(to)?)))
     }
 
     fn begin(&mut self, talk: &Talk) -> Result<()> {
-        let Some((from, to)) = self.instance(talk.from, talk.v6)?.zip(self.instance(talk.to, talk.v6)?) else {
-            return Ok(());
-        };
-        if from.2 != to.2 {
+        if let Some((from, to)) = self.ends(talk)? {
             let packet = self.packet(talk.what, from.2, to.2);
             self.world.send(from.0, &from.1.0, &packet)?;
         }
@@ -259,11 +288,10 @@ impl Run {
 
     /// The keys are one host's, the name is any instance's, and so is the destination.
     fn lie(&mut self, host: usize, talk: &Talk) -> Result<()> {
-        let ends = self.instance(talk.from, talk.v6)?.zip(self.instance(talk.to, talk.v6)?);
-        let Some((liar, (from, to))) = self.alive(host).zip(ends) else {
+        let Some((liar, (from, to))) = self.alive(host).zip(self.ends(talk)?) else {
             return Ok(());
         };
-        if liar == to.0 || from.2 == to.2 {
+        if liar == to.0 {
             return Ok(());
         }
         // The first goes for the handshake.
