@@ -108,7 +108,7 @@ impl EnrollError {
             Self::Expired { .. } => "make a new token with `cloison token create`; if this host's clock is wrong, set it".into(),
             Self::Denied => {
                 "a token is refused when it was used before, has ended, was withdrawn, or is meant for another address or host; \
-                 `cloison audit --kind enroll_denied` at the coordinator says which. `cloison token create` makes a new one"
+                 `cloison audit` at the coordinator says which (host.join, refused). `cloison token create` makes a new one"
                     .into()
             }
             Self::Unreachable { tried } if tried.iter().any(|e| matches!(e, ConnectionError::Untrusted { .. })) => {

@@ -190,11 +190,24 @@ fn listen(
 ) -> Result<(), RunError> {
     let hub = publisher.hub();
     let (store, roots, identity) = (core.store.clone(), core.roots.clone(), core.identity.clone());
-    let control = Listener::bind(ListenerConfig::at(address), identity.clone(), store.clone(), roots.clone(), hub.clone())?;
+    let control = Listener::bind(
+        ListenerConfig::at(address),
+        identity.clone(),
+        store.clone(),
+        roots.clone(),
+        hub.clone(),
+    )?;
     let tls = server_config(identity, None, &[b"h2", b"http/1.1"])?;
     let server = ApiServer::bind(address, Arc::new(tls))?;
-    let token_facts = TokenFacts { root_pin: roots.root_pin() };
-    let state = ApiState { store, live: hub.clone(), token_facts };
+    let token_facts = TokenFacts {
+        root_pin: roots.root_pin(),
+    };
+    let state = ApiState {
+        store,
+        live: hub.clone(),
+        token_facts,
+        policies: Arc::default(),
+    };
     let handle = server.handle();
     let until = asked(stopping);
     parts.spawn(async move {

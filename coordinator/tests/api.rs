@@ -105,6 +105,7 @@ impl Api {
             store: store.clone(),
             live: Arc::new(NobodyLinked(store.clone())),
             token_facts: TokenFacts { root_pin: [9; 32] },
+            policies: Arc::default(),
         };
         let mut api = Self {
             store,

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use cloison_proto::api::{End, EndState, Explanation, PairExplanation, Problem, ProblemCode, RuleSummary};
+use cloison_proto::api::{End, EndState, Explanation, PairExplanation, Problem, RuleSummary};
 use cloison_proto::id::HostId;
 use cloison_proto::label::ComponentName;
 use cloison_proto::policy::What;
@@ -21,6 +21,7 @@ use utoipa::IntoParams;
 use super::ApiState;
 use super::error::ApiError;
 use super::permit::{Permit, Read};
+use super::policy::{compute, in_force, nothing_applied};
 use crate::policy::Plan;
 use crate::policy::explain::{self, EndVerdict, HostState, InstanceRef, PairAnswer, Question};
 
@@ -43,14 +44,16 @@ pub(super) async fn explain(
     ask: Result<Query<Ask>, QueryRejection>,
 ) -> Result<Json<Explanation>, ApiError> {
     let question = question(&ask?.0)?;
-    let inventory = state.store.inventory();
-    let policy = super::policy::in_force(&inventory)?.ok_or_else(|| {
-        let problem = Problem::new(ProblemCode::NotFound, "no policy was applied yet: nothing is allowed");
-        problem.hint("`cloison policy apply FILE` puts one into force")
-    })?;
-    let plan = Plan::new(policy, inventory)?;
-    let answer = explain::explain(&plan, &question, state.store.now(), &*state.live)?;
-    Ok(Json(rendered(question, &answer)))
+    let answer = compute(move || {
+        let inventory = state.store.inventory();
+        if inventory.policy.is_none() {
+            return Err(nothing_applied().into());
+        }
+        let plan = Plan::new(in_force(&state, &inventory)?, inventory)?;
+        let answer = explain::explain(&plan, &question, state.store.now(), &*state.live)?;
+        Ok(rendered(question, &answer))
+    });
+    answer.await.map(Json)
 }
 
 fn question(ask: &Ask) -> Result<Question, ApiError> {

@@ -72,8 +72,8 @@ pub(super) async fn revoke(
 #[utoipa::path(get, path = "/v1/components", tag = "hosts", responses((status = 200, body = ComponentList)))]
 pub(super) async fn components(_: Permit<Read>, State(state): State<ApiState>) -> Result<Json<ComponentList>, ApiError> {
     let inventory = state.store.inventory();
-    let policy = super::policy::in_force(&inventory)?;
-    let components = policy.iter().flat_map(|policy| policy.components());
+    let policy = super::policy::in_force(&state, &inventory)?;
+    let components = policy.components().iter();
     let components = components.map(|(name, component)| ComponentSummary {
         name: name.clone(),
         attach: component.attach.clone(),
@@ -99,7 +99,12 @@ async fn find(state: &ApiState, text: &str) -> Result<HostId, ApiError> {
     if let Ok(id) = text.parse::<HostId>() {
         return Ok(state.store.host(id).await?.host.id);
     }
-    let named = state.store.list_hosts(true).await?.into_iter().filter(|record| record.host.name.as_str() == text);
+    let named = state
+        .store
+        .list_hosts(true)
+        .await?
+        .into_iter()
+        .filter(|record| record.host.name.as_str() == text);
     let last = named.max_by_key(|record| (record.revoked_at.is_none(), record.host.enrolled_at, record.host.id));
     last.map(|record| record.host.id).ok_or_else(|| ApiError::not_found("host"))
 }

@@ -36,6 +36,7 @@ use utoipa_axum::routes;
 pub use live::Live;
 pub use server::{ApiServer, ServeError, stop};
 
+use crate::publish::Policies;
 use crate::store::Store;
 use error::ApiError;
 
@@ -54,6 +55,8 @@ pub struct ApiState {
     pub live: Arc<dyn Live>,
     /// What tokens say about the mesh.
     pub token_facts: TokenFacts,
+    /// The policy in force, read once.
+    pub policies: Arc<Policies>,
 }
 
 /// What stands in every enrollment token besides its secret.

@@ -4,7 +4,7 @@
 
 use std::marker::PhantomData;
 
-use axum::extract::{FromRequestParts, OptionalFromRequestParts};
+use axum::extract::FromRequestParts;
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
 use cloison_proto::api::{Problem, ProblemCode};
@@ -75,13 +75,5 @@ impl<S: Needs> FromRequestParts<ApiState> for Permit<S> {
             request,
             scope: PhantomData,
         })
-    }
-}
-
-impl<S: Needs> OptionalFromRequestParts<ApiState> for Permit<S> {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, state: &ApiState) -> Result<Option<Self>, ApiError> {
-        Ok(<Self as FromRequestParts<ApiState>>::from_request_parts(parts, state).await.ok())
     }
 }

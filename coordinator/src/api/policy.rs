@@ -10,6 +10,7 @@ use axum::response::{IntoResponse as _, Response};
 use cloison_proto::api::{Access, AccessChange, PolicyAnswer, PolicyCheck, PolicyRequest, Problem, ProblemCode};
 use cloison_proto::policy::{self, On, Policy};
 use cloison_proto::version::MeshTime;
+use tokio::sync::Semaphore;
 
 use super::ApiState;
 use super::error::ApiError;
@@ -22,10 +23,7 @@ use crate::store::{IfMatch, PolicyWrite};
 #[utoipa::path(get, path = "/v1/policy", tag = "policy", responses((status = 200, body = PolicyAnswer, headers(("ETag" = String, description = "The policy's version"))), (status = 404, body = Problem)))]
 pub(super) async fn get(_: Permit<Read>, State(state): State<ApiState>) -> Result<Response, ApiError> {
     let inventory = state.store.inventory();
-    let stored = inventory.policy.as_ref().ok_or_else(|| {
-        let problem = Problem::new(ProblemCode::NotFound, "no policy was applied yet: nothing is allowed");
-        problem.hint("`cloison policy apply FILE` puts one into force")
-    })?;
+    let stored = inventory.policy.as_ref().ok_or_else(nothing_applied)?;
     Ok(answer(stored, inventory.version.revision, None))
 }
 
@@ -42,12 +40,14 @@ pub(super) async fn put(
 ) -> Result<Response, ApiError> {
     let condition = condition(&headers)?;
     let text = body?.0.policy;
-    let after = policy::parse(&text).map_err(ApiError::policy)?;
-    let change = change(&state.store.inventory(), &after, state.store.now())?;
-    let write = PolicyWrite {
-        placements: placements(&after),
-        text,
-    };
+    let reader = state.clone();
+    let (write, change) = compute(move || {
+        let after = policy::parse(&text).map_err(ApiError::policy)?;
+        let change = change(&reader, &after, reader.store.now())?;
+        let placements = placements(&after);
+        Ok((PolicyWrite { text, placements }, change))
+    })
+    .await?;
     let written = state.store.put_policy(permit.context(), write, condition).await?;
     let stored = state.store.policy(written.version).await?;
     Ok(answer(&stored, written.revision, Some(change)))
@@ -60,29 +60,42 @@ pub(super) async fn check(
     State(state): State<ApiState>,
     body: Result<Json<PolicyRequest>, JsonRejection>,
 ) -> Result<Json<PolicyCheck>, ApiError> {
-    let now = state.store.now();
-    Ok(Json(match policy::check(&body?.0.policy, now) {
-        Err(diagnostics) => PolicyCheck {
-            valid: false,
-            diagnostics,
-            change: None,
-        },
-        Ok(checked) => {
-            let change = change(&state.store.inventory(), &checked.policy, now)?;
-            PolicyCheck {
+    let text = body?.0.policy;
+    let check = compute(move || {
+        let now = state.store.now();
+        Ok(match policy::check(&text, now) {
+            Err(diagnostics) => PolicyCheck {
+                valid: false,
+                diagnostics,
+                change: None,
+            },
+            Ok(checked) => PolicyCheck {
                 valid: true,
                 diagnostics: checked.warnings,
-                change: Some(change),
-            }
-        }
-    }))
+                change: Some(change(&state, &checked.policy, now)?),
+            },
+        })
+    });
+    check.await.map(Json)
 }
 
-/// The policy in force, read once more; `None` before the first.
-pub(super) fn in_force(inventory: &Inventory) -> Result<Option<Arc<Policy>>, ApiError> {
+/// What is told where a policy is needed before the first was applied.
+pub(super) fn nothing_applied() -> Problem {
+    let problem = Problem::new(ProblemCode::NotFound, "no policy was applied yet: nothing is allowed");
+    problem.hint("`cloison policy apply FILE` puts one into force")
+}
+
+/// The policy in force; the empty one before the first.
+pub(super) fn in_force(state: &ApiState, inventory: &Inventory) -> Result<Arc<Policy>, ApiError> {
     let unreadable = |_| Problem::new(ProblemCode::Internal, "the policy in force cannot be read by this version").hint("apply it again");
-    let parse = |stored: &Arc<StoredPolicy>| policy::parse(&stored.text).map(Arc::new);
-    Ok(inventory.policy.as_ref().map(parse).transpose().map_err(unreadable)?)
+    Ok(state.policies.in_force(inventory).map_err(unreadable)?)
+}
+
+/// Runs what takes long beside the tasks that serve links, two at a time.
+pub(super) async fn compute<T: Send + 'static>(work: impl FnOnce() -> Result<T, ApiError> + Send + 'static) -> Result<T, ApiError> {
+    static PLACES: Semaphore = Semaphore::const_new(2);
+    let _place = PLACES.acquire().await.map_err(|e| ApiError::internal(&e))?;
+    tokio::task::spawn_blocking(work).await.map_err(|e| ApiError::internal(&e))?
 }
 
 fn answer(stored: &StoredPolicy, revision: u64, change: Option<AccessChange>) -> Response {
@@ -136,8 +149,8 @@ fn placements(policy: &Policy) -> Vec<Placement> {
         .collect()
 }
 
-fn change(inventory: &Inventory, after: &Policy, now: MeshTime) -> Result<AccessChange, ApiError> {
-    let before = in_force(inventory)?.unwrap_or_default();
+fn change(state: &ApiState, after: &Policy, now: MeshTime) -> Result<AccessChange, ApiError> {
+    let before = in_force(state, &state.store.inventory())?;
     let AccessDiff { added, removed, .. } = diff::diff(&before, after, now);
     let access = |a: diff::Access| Access {
         from: a.from,

@@ -15,7 +15,7 @@ const MAX_NAMED: usize = 100;
 #[utoipa::path(get, path = "/v1/status", tag = "mesh", responses((status = 200, body = MeshStatus)))]
 pub(super) async fn status(_: Permit<Read>, State(state): State<ApiState>) -> Result<Json<MeshStatus>, ApiError> {
     let inventory = state.store.inventory();
-    let policy = super::policy::in_force(&inventory)?;
+    let policy = super::policy::in_force(&state, &inventory)?;
     let hosts: Vec<_> = inventory.hosts.values().map(|host| (host, state.live.live(host.id))).collect();
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     let behind = hosts.iter().filter(|(_, live)| !live.applied);
@@ -35,11 +35,9 @@ pub(super) async fn status(_: Permit<Read>, State(state): State<ApiState>) -> Re
         if state.live.is_cloned(host.id) {
             warnings.push(format!("{} may be cloned: two machines use its keys", host.name));
         }
-        warnings.extend(
-            live.unenforced
-                .iter()
-                .map(|(component, why)| format!("{} cannot enforce {component}: {why}", host.name)),
-        );
+        let here = inventory.instances_on(host.id);
+        let unenforced = here.filter_map(|(component, _)| Some((component, live.unenforced.get(component)?)));
+        warnings.extend(unenforced.map(|(component, why)| format!("{} cannot enforce {component}: {why}", host.name)));
     }
     Ok(Json(MeshStatus {
         mesh: inventory.mesh,
@@ -51,8 +49,8 @@ pub(super) async fn status(_: Permit<Read>, State(state): State<ApiState>) -> Re
         hosts: count(hosts.len()),
         linked: count(hosts.iter().filter(|(_, live)| live.linked).count()),
         applied: count(hosts.iter().filter(|(_, live)| live.applied).count()),
-        components: count(policy.as_ref().map_or(0, |p| p.components().len())),
-        rules: count(policy.as_ref().map_or(0, |p| p.rules().len())),
+        components: count(policy.components().len()),
+        rules: count(policy.rules().len()),
         instances: count(inventory.instances.values().map(|on| on.len()).sum()),
         not_applied: not_applied.collect(),
         warnings,

@@ -1,5 +1,6 @@
 //! `/v1/tokens`. A token's text leaves the coordinator in the answer to its creation, and never again.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use axum::Json;
@@ -56,7 +57,7 @@ pub(super) async fn list(_: Permit<Read>, State(state): State<ApiState>) -> Resu
     let mut records = state.store.list_tokens().await?;
     records.sort_by_key(|t| (std::cmp::Reverse(t.created_at), t.id));
     let hosts = state.store.list_hosts(true).await?;
-    let name = |id| hosts.iter().find(|h| h.host.id == id).map(|h| h.host.name.clone());
+    let names: BTreeMap<_, _> = hosts.iter().map(|record| (record.host.id, &record.host.name)).collect();
     let summary = |t: TokenRecord| TokenSummary {
         id: t.id,
         host: (t.name != NameRule::Made).then(|| t.name.to_string()),
@@ -66,7 +67,11 @@ pub(super) async fn list(_: Permit<Read>, State(state): State<ApiState>) -> Resu
         created_at: t.created_at,
         revoked_at: t.revoked_at,
         source: t.source.map(|s| s.to_string()),
-        redeemed_by: t.redeemed.iter().filter_map(|(host, _)| name(*host)).collect(),
+        redeemed_by: t
+            .redeemed
+            .iter()
+            .filter_map(|(host, _)| names.get(host).copied().cloned())
+            .collect(),
     };
     Ok(Json(TokenList {
         tokens: records.into_iter().map(summary).collect(),
