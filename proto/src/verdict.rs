@@ -130,7 +130,11 @@ mod tests {
             assert_eq!(reason.index(), position, "{reason}");
             assert!(texts.insert(reason.as_str()), "{reason} twice");
             assert!(reason.explanation().ends_with('.'), "{reason}");
-            assert_eq!(serde_json::to_value(reason).ok(), Some(reason.as_str().into()), "one text everywhere");
+            assert_eq!(
+                serde_json::to_value(reason).ok(),
+                Some(reason.as_str().into()),
+                "one text everywhere"
+            );
         }
     }
 }

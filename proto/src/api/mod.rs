@@ -12,8 +12,8 @@ mod status;
 mod token;
 
 pub use audit::{AuditEntry, AuditList};
-pub use explain::{Explanation, End, EndState, PairExplanation, RuleSummary};
-pub use host::{ComponentSummary, ComponentList, HostList, HostSummary, InstanceSummary, LabelRequest};
+pub use explain::{End, EndState, Explanation, PairExplanation, RuleSummary};
+pub use host::{ComponentList, ComponentSummary, HostList, HostSummary, InstanceSummary, LabelRequest};
 pub use policy::{Access, AccessChange, PolicyAnswer, PolicyCheck, PolicyRequest};
 pub use problem::{Problem, ProblemCode};
 pub use status::{MeshStatus, NotApplied};
