@@ -61,7 +61,7 @@ pub struct ServeArgs {
     /// Directory that `init` made
     #[arg(long, value_name = "DIR", default_value = DEFAULT_DATA)]
     pub data: PathBuf,
-    /// Address and port for hosts (udp) and the API (tcp), may be repeated [default: [::]:7443]
+    /// Address and port for hosts (udp) and the API (tcp), may be repeated (default: `[::]:7443`)
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub listen: Vec<SocketAddr>,
     /// Configuration file [default: DIR/coordinator.toml, if there is one]

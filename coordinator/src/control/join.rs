@@ -1,4 +1,4 @@
-//! Enrollment, and renewal by identity key, as `cloison_proto::control::join` lays them down: the stream. [`Enrollment`] judges.
+//! Enrollment, and renewal by identity key, as `cloison_proto::control::join` lays them down: the stream. [`Enrollment`](crate::enrollment::Enrollment) judges.
 //!
 //! The coordinator opens the stream and speaks first, with a challenge made for it alone; the host answers once, and is told either what it
 //! needs to link, or nothing. All refusals look alike and come no sooner than a floor of time, whatever their cause; the cause is in the

@@ -61,7 +61,7 @@ impl Store {
         })
     }
 
-    /// The writing transaction. SQLite itself ends one in which the disk was full or failed (https://www.sqlite.org/lang_transaction.html,
+    /// The writing transaction. SQLite itself ends one in which the disk was full or failed (<https://www.sqlite.org/lang_transaction.html>,
     /// section 3); sqlx goes on counting it, so that its connection can begin no other: it makes way for a new one.
     async fn transaction(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {
         const BEGIN: &str = "BEGIN IMMEDIATE";

@@ -20,7 +20,7 @@ const READERS: u32 = 4;
 /// How long a call waits for its turn before it fails.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Primary result codes of SQLite (https://www.sqlite.org/rescode.html).
+/// Primary result codes of SQLite (<https://www.sqlite.org/rescode.html>).
 const SQLITE_CORRUPT: i32 = 11;
 const SQLITE_FULL: i32 = 13;
 const SQLITE_NOTADB: i32 = 26;

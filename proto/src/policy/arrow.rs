@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Blanks may stand around `->`, `,` and `&`, nowhere else. Every part keeps its place in the document. This file knows the shape of
-//! arrows only; whether a name means something is for [`super::check`].
+//! arrows only; whether a name means something is for [`mod@super::check`].
 
 use std::collections::BTreeMap;
 use std::ops::Range;

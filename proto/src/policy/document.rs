@@ -1,7 +1,7 @@
 //! The document as a whole: its version, `components` and `allow`, in drafts that the checks turn into a policy.
 //!
 //! text -> [`super::yaml`] (tree) -> this file, [`super::component`], [`super::rule`] and [`super::arrow`] (drafts with places)
-//! -> [`super::check`] (policy).
+//! -> [`mod@super::check`] (policy).
 
 use super::diagnostic::{Code, Findings, Span, short};
 use super::fields::{Fields, Keys, list, map, text};

@@ -1,7 +1,7 @@
 //! The policy language: who may talk to whom, in one YAML or JSON document. `docs/policy.md` is its reference.
 //!
 //! A text passes through `yaml` (a tree with places), `document`, `component`, `rule` and `arrow` (drafts with places) and `check` (a
-//! [`Policy`], or diagnostics); [`print`] writes a policy back in its one canonical form; [`Policy::grants`] says what it means. Nothing
+//! [`Policy`], or diagnostics); [`print()`] writes a policy back in its one canonical form; [`Policy::grants`] says what it means. Nothing
 //! that this language does not know is ever ignored, and an empty policy allows nothing.
 //!
 //! No clock: whoever wants to hear about expired rules passes in the time. No inventory: which hosts exist, and which labels they
