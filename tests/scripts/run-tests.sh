@@ -45,8 +45,11 @@ wanted() {
   return 1
 }
 
-# The long suites first.
-{ grep -E '/(e2e|interop|sim)_' "$logs/suites" || true; grep -vE '/(e2e|interop|sim)_' "$logs/suites" || true; } >"$logs/ordered"
+# The suites that wait longest first.
+long='/(interop|e2e_[a-z_]*|sim_[a-z_]*)-[0-9a-f]*$'
+{ grep -E '/(interop|e2e_enroll|e2e_revoke)-' "$logs/suites" || true
+  grep -E "$long" "$logs/suites" | grep -vE '/(interop|e2e_enroll|e2e_revoke)-' || true
+  grep -vE "$long" "$logs/suites" || true; } >"$logs/ordered"
 while read -r folder executable; do
   wanted "$executable" "$@" && printf '%s\0%s\0%s\0%s\0' "$folder" "$executable" "$logs" "$limit"
 done <"$logs/ordered" | xargs -0 -r -n 4 -P "$jobs" bash -c 'run_suite "$@"' run-suite

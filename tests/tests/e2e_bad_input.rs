@@ -186,23 +186,6 @@ fn refuses(mut process: Process, words: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Insists that an agent names what it lacks: in the error by which it ends, or in `status` beside the instance that it cannot enforce.
-fn says(agent: &Agent, mut process: Process, word: &str) -> Result<()> {
-    let mut heard = String::new();
-    let named = wait_for(word, REFUSAL_LIMIT, || {
-        let ended = process.ended()?.is_some();
-        heard = process.output() + &process.log();
-        if let Ok(status) = agent.command(&["status"])?.ok() {
-            heard.push_str(&status.stdout);
-        }
-        ensure!(!ended || heard.contains(word), "the agent ended without the word");
-        Ok(heard.contains(word).then_some(()))
-    });
-    process.kill()?;
-    ensure!(!heard.contains("panicked"), "{heard}");
-    named.with_context(|| format!("`{word}` in: {heard}"))
-}
-
 /// Waits until an agent answers on its socket, or has ended; whether it has ended.
 fn settle(agent: &Agent, process: &mut Process) -> Result<bool> {
     wait_for("the agent to run or to refuse", REFUSAL_LIMIT, || {

@@ -11,7 +11,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use cloison_tests::lab::mesh::{Instance, Mesh};
 use cloison_tests::lab::postgres::{self, Postgres};
 use cloison_tests::lab::process::{Finished, Process};
