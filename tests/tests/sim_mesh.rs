@@ -5,6 +5,7 @@
 
 use anyhow::Result;
 use cloison_tests::sim::scenario::{DrawnRule, Run, Step, Talk, What};
+use cloison_tests::sim::world::Confusion;
 use proptest::prelude::*;
 
 fn cases(default: u32) -> u32 {
@@ -51,15 +52,26 @@ fn any_talk() -> impl Strategy<Value = Talk> {
     })
 }
 
+fn any_confusion() -> impl Strategy<Value = Confusion> {
+    prop::sample::select(vec![
+        Confusion::Reversed,
+        Confusion::Doubled,
+        Confusion::Thinned,
+        Confusion::Damaged,
+        Confusion::Foreign,
+    ])
+}
+
 fn any_step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => prop::collection::vec(any_rule(), 0..5).prop_map(Step::Apply),
         14 => any_talk().prop_map(Step::Begin),
         8 => (1u16..100).prop_map(Step::Pass),
-        2 => (600u16..3_500).prop_map(Step::Pass),
+        1 => (600u16..3_500).prop_map(Step::Pass),
         2 => (0u8..40, 0u8..30, 1u16..400).prop_map(|(loss, doubled, longest)| Step::Weather(loss, doubled, longest)),
         1 => (0usize..6, 0usize..6).prop_map(|(from, to)| Step::Block(from, to)),
         2 => (0usize..6).prop_map(Step::CutOff),
+        1 => (0usize..6).prop_map(Step::Starve),
         1 => Just(Step::Heal),
         1 => (0usize..6).prop_map(Step::Restart),
         1 => Just(Step::RestartCoordinator),
@@ -67,6 +79,7 @@ fn any_step() -> impl Strategy<Value = Step> {
         1 => (0usize..6).prop_map(Step::Revoke),
         1 => (0usize..6).prop_map(Step::Roam),
         1 => (0usize..6, 0usize..200).prop_map(|(host, from)| Step::Replay(host, from)),
+        1 => (0usize..6, 0usize..6, any_confusion(), 0usize..200).prop_map(|(host, of, how, from)| Step::Confuse(host, of, how, from)),
         4 => (0usize..6, any_talk()).prop_map(|(host, talk)| Step::Lie(host, talk)),
     ]
 }

@@ -209,9 +209,13 @@ impl Member {
 
     fn install(&mut self, offer: link::Offer, now: Timestamp) -> Result<(Output, Vec<link::Output>)> {
         let (new, old) = (offer.view.floor(), self.floor);
+        let header = offer.view.header();
+        ensure!(header.host == self.id(), "{} was to take the view of {}", self.name(), header.host);
         if let Some(old) = old {
+            let is_fork = new.version == old.version && new.state_hash != old.state_hash;
             let (new, old) = (new.version, old.version);
             ensure!(new >= old, "I12: {} went back from {old} to {new}", self.name());
+            ensure!(!is_fork, "{} took a second view of version {new}", self.name());
         }
         self.lease = offer.lease.map(|held| self.ending(held, now));
         self.term = self.lease_term(now);

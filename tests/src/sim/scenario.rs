@@ -16,7 +16,7 @@ use cloison_proto::net::Protocol;
 use super::clock::{MESH_START, mesh_time, millis};
 use super::history::Instance;
 use super::network::Weather;
-use super::world::{Number, World};
+use super::world::{Confusion, Number, World};
 use crate::packets::flags::{ACK, PSH, SYN};
 use crate::packets::{echo, ip, number, tcp, udp};
 
@@ -51,6 +51,8 @@ pub enum Step {
     Block(usize, usize),
     /// A host cannot reach the coordinator any more.
     CutOff(usize),
+    /// A host cannot reach the coordinator until its lease has ended, and longer.
+    Starve(usize),
     /// Everybody reaches everybody again.
     Heal,
     /// An agent is restarted.
@@ -65,6 +67,8 @@ pub enum Step {
     Roam(usize),
     /// A host is sent again what it was sent before.
     Replay(usize, usize),
+    /// A host is sent what is meant for one host or another, changed; then its link ends.
+    Confuse(usize, usize, Confusion, usize),
     /// Somebody with a host's keys seals a packet in the name of any instance.
     Lie(usize, Talk),
 }
@@ -193,6 +197,10 @@ impl Run {
                 Ok(())
             }
             Step::CutOff(host) => self.alive(*host).map_or(Ok(()), |host| self.world.cut_off(host)),
+            Step::Starve(host) => {
+                self.alive(*host).map_or(Ok(()), |host| self.world.cut_off(host))?;
+                self.pass(LEASE)
+            }
             Step::Heal => {
                 self.world.heal();
                 Ok(())
@@ -206,6 +214,10 @@ impl Run {
                 self.alive(*host).into_iter().for_each(|host| self.world.replay(host, *from));
                 Ok(())
             }
+            Step::Confuse(host, of, how, from) => match self.alive(*host).zip(self.alive(*of)) {
+                Some((host, of)) => self.world.confuse(host, of, *how, *from),
+                None => Ok(()),
+            },
             Step::Lie(host, talk) => self.lie(*host, talk),
         }
     }

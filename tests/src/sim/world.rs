@@ -2,25 +2,26 @@
 //!
 //! After every event each host's accounts are checked (I8, I9), and every packet that is sent or delivered is judged ([`super::invariant`]).
 
+mod links;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Waker};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use cloison_agent::control::link::LinkState;
 use cloison_agent_core::timer::TICK;
-use cloison_coordinator::control::link::goodbye;
-use cloison_coordinator::control::session::Session;
-use cloison_proto::control::coordinator::Goodbye;
-use cloison_proto::control::frame::{Frame, Message as _};
+use cloison_proto::control::frame::Frame;
 use cloison_proto::id::HostId;
 use cloison_proto::key::{SigningKey, WgPrivateKey};
 use cloison_proto::label::ComponentName;
 use cloison_proto::policy::Policy;
 use cloison_proto::version::Timestamp;
+
+pub use links::Confusion;
+
+use links::{FRAME, Wire};
 
 use super::clock::START;
 use super::coordinator::Coordinator;
@@ -31,25 +32,8 @@ use super::invariant::{Standpoint, Watch};
 use super::member::{Deed, Member};
 use super::network::{Datagram, Network};
 
-/// How long a frame of a link is under way.
-const FRAME: Duration = Duration::from_millis(5);
-
-/// Frames that are sent again at once.
-const REPLAYED: usize = 12;
-
 /// Position of a host in its world.
 pub type Number = usize;
-
-/// A link between a host and the coordinator.
-#[derive(Default)]
-struct Wire {
-    /// The coordinator's end, once it was greeted.
-    session: Option<Session>,
-    up: VecDeque<(Timestamp, Frame)>,
-    down: VecDeque<(Timestamp, Frame)>,
-    /// The coordinator has said goodbye.
-    closed: bool,
-}
 
 /// Everything.
 pub struct World {
@@ -183,22 +167,6 @@ impl World {
     pub fn cut_off(&mut self, number: Number) -> Result<()> {
         self.cut_off.insert(number);
         self.unlink(number, "timed out")
-    }
-
-    /// The host is sent again what it was sent before, from this frame on, as a coordinator would that somebody holds an old copy of. Nothing
-    /// happens while anything else is on its way.
-    pub fn replay(&mut self, number: Number, from: usize) {
-        let recorded = self.recorded.get(&number).map(Vec::as_slice).unwrap_or_default();
-        let Some(wire) = self.wires.get_mut(&number).filter(|wire| wire.down.is_empty() && !wire.closed) else {
-            return;
-        };
-        let start = from.checked_rem(recorded.len()).unwrap_or(0);
-        let again = recorded
-            .iter()
-            .skip(start)
-            .take(REPLAYED)
-            .filter(|frame| frame.kind != Goodbye::KIND);
-        wire.down.extend(again.map(|frame| (self.now + FRAME, frame.clone())));
     }
 
     /// Nothing comes from one host to the other from now on.
@@ -403,79 +371,6 @@ impl World {
         Ok(())
     }
 
-    /// Has sessions that were woken, or whose lease is due, look for news; takes what they have to send, and ends those that have to end.
-    fn refresh_sessions(&mut self) {
-        let (now, mesh) = (self.now, self.coordinator.moment(self.now).mesh);
-        for (number, wire) in &mut self.wires {
-            let Some(session) = &mut wire.session else { continue };
-            if is_woken(session) || session.lease_due().is_some_and(|due| due <= mesh) {
-                session.refresh(mesh);
-            }
-            let farewell = session.farewell();
-            let frames = std::iter::from_fn(|| session.next_frame()).take_while(|_| farewell.is_none());
-            let frames: Vec<_> = frames.chain(farewell.map(goodbye)).collect();
-            self.recorded.entry(*number).or_default().extend(frames.iter().cloned());
-            wire.down.extend(frames.into_iter().map(|frame| (now + FRAME, frame)));
-            if farewell.is_some() {
-                (wire.session, wire.closed) = (None, true);
-            }
-        }
-    }
-
-    fn move_frames(&mut self) -> Result<()> {
-        let numbers: Vec<_> = self.wires.keys().copied().collect();
-        for number in numbers {
-            while let Some(frame) = self.due(number, |wire| &mut wire.up) {
-                self.to_coordinator(number, &frame)?;
-            }
-            while let Some(frame) = self.due(number, |wire| &mut wire.down) {
-                let now = self.now;
-                let member = self.member(number)?;
-                let outputs = member.link.frame(now, &frame);
-                let deeds = member.carry_out(outputs, now)?;
-                self.carry_out(number, deeds)?;
-            }
-        }
-        self.refresh_sessions();
-        Ok(())
-    }
-
-    fn due(&mut self, number: Number, queue: impl Fn(&mut Wire) -> &mut VecDeque<(Timestamp, Frame)>) -> Option<Frame> {
-        let queue = queue(self.wires.get_mut(&number)?);
-        let (_, frame) = queue.pop_front_if(|(at, _)| *at <= self.now)?;
-        Some(frame)
-    }
-
-    fn to_coordinator(&mut self, number: Number, frame: &Frame) -> Result<()> {
-        let (host, address) = (self.members[number].id(), self.members[number].underlay.ip());
-        let moment = self.coordinator.moment(self.now);
-        let Some(wire) = self.wires.get_mut(&number).filter(|wire| !wire.closed) else {
-            return Ok(());
-        };
-        match &mut wire.session {
-            Some(session) => {
-                session.on_frame(frame, moment).with_context(|| format!("the link of {host}"))?;
-            }
-            // The coordinator knows no revoked host's certificate any more.
-            None => match self.coordinator.open(host, address, frame, self.now) {
-                Ok(session) => wire.session = Some(session),
-                Err(error) => {
-                    ensure!(self.revoked.contains(&number), "a link of {host} was refused: {error:#}");
-                    self.unlink(number, "refused")?;
-                }
-            },
-        }
-        Ok(())
-    }
-
-    fn unlink(&mut self, number: Number, why: &str) -> Result<()> {
-        let now = self.now;
-        if self.wires.remove(&number).is_some() {
-            self.member(number)?.link.disconnected(now, why);
-        }
-        Ok(())
-    }
-
     fn carry_out(&mut self, number: Number, deeds: Vec<Deed>) -> Result<()> {
         let mut queue = VecDeque::from(deeds);
         while let Some(deed) = queue.pop_front() {
@@ -545,10 +440,4 @@ impl World {
             mesh: member.mesh_time(self.now),
         })
     }
-}
-
-/// Whether the hub has woken the link since it was last asked.
-fn is_woken(session: &Session) -> bool {
-    let woken = pin!(session.slot().woken());
-    woken.poll(&mut Context::from_waker(Waker::noop())).is_ready()
 }
