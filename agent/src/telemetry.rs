@@ -1,6 +1,7 @@
 //! What the agent says: log lines, and denials summed up so that neither a port scan nor a broken application fills the disk.
 
 use std::collections::VecDeque;
+use std::io::IsTerminal as _;
 use std::time::Duration;
 
 use cloison_agent_core::packet::Direction;
@@ -32,6 +33,7 @@ pub fn start(config: &Config) -> Result<(), ConfigError> {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_target(false);
     // A second start in one process keeps the first subscriber: that is what tests want.
     let _ = match config.log_format {
