@@ -17,22 +17,23 @@ cargo build --workspace --all-targets --message-format=json-render-diagnostics >
 sed -n '/"profile":{[^}]*"test":true/s/.*"manifest_path":"\([^"]*\)\/Cargo.toml".*"executable":"\([^"]*\)".*/\1 \2/p' "$logs/build.json" | sort -u >"$logs/suites"
 
 run_suite() {
-  local folder=$1 executable=$2 logs=$3 limit=$4 name start status=0
-  name=$(basename "$executable") && name=${name%-*}
+  local folder=$1 executable=$2 logs=$3 limit=$4 id name start status=0
+  # A library and a program of one name differ in their hash alone.
+  id=$(basename "$executable") && name=${id%-*}
   start=$SECONDS
-  (cd "$folder" && CARGO_MANIFEST_DIR=$folder exec timeout -k 10 "$limit" "$executable") >"$logs/$name.log" 2>&1 </dev/null || status=$?
+  (cd "$folder" && CARGO_MANIFEST_DIR=$folder exec timeout -k 10 "$limit" "$executable") >"$logs/$id.log" 2>&1 </dev/null || status=$?
   local summary
-  summary=$(sed -n 's/^test result: [^.]*\. \([0-9]*\) passed; \([0-9]*\) failed; \([0-9]*\) ignored.*/\1 \2 \3/p' "$logs/$name.log" | tail -1)
+  summary=$(sed -n 's/^test result: [^.]*\. \([0-9]*\) passed; \([0-9]*\) failed; \([0-9]*\) ignored.*/\1 \2 \3/p' "$logs/$id.log" | tail -1)
   # A suite that ended without a summary (killed, or over its time) counts as one failure.
   [ -n "$summary" ] || summary="0 1 0"
   [ "$status" = 0 ] || [ "$(cut -d' ' -f2 <<<"$summary")" != 0 ] || summary="0 1 0"
-  echo "$summary" >"$logs/$name.result"
+  echo "$summary" >"$logs/$id.result"
   read -r passed failed ignored <<<"$summary"
   if [ "$passed$failed$ignored" != 000 ]; then
     printf '%-34s %4d passed %3d failed %3d ignored %4ds\n' "$name" "$passed" "$failed" "$ignored" $((SECONDS - start))
   fi
   if [ "$failed" != 0 ]; then
-    sed "s/^/[$name] /" "$logs/$name.log" | tail -n 400
+    sed "s/^/[$name] /" "$logs/$id.log" | tail -n 400
   fi
 }
 export -f run_suite
