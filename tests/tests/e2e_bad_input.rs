@@ -25,8 +25,11 @@ const OTHER: u16 = 6000;
 /// How long a program may take to refuse.
 const REFUSAL_LIMIT: Duration = Duration::from_secs(15);
 
+/// One way to damage a file's content, and its name.
+type Damage = (&'static str, fn(&[u8]) -> Vec<u8>);
+
 /// Ways to damage a file: its new content, from what it was.
-const DAMAGE: [(&str, fn(&[u8]) -> Vec<u8>); 5] = [
+const DAMAGE: [Damage; 5] = [
     ("empty", |_| Vec::new()),
     ("half of it", |bytes| bytes.iter().take(bytes.len() / 2).copied().collect()),
     ("all but the last byte", |bytes| {

@@ -78,7 +78,7 @@ fn any_step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Join),
         1 => (0usize..6).prop_map(Step::Revoke),
         1 => (0usize..6).prop_map(Step::Roam),
-        1 => (0usize..6, 0usize..200).prop_map(|(host, from)| Step::Replay(host, from)),
+        2 => (0usize..6, prop_oneof![Just(0), 0usize..200]).prop_map(|(host, from)| Step::Replay(host, from)),
         1 => (0usize..6, 0usize..6, any_confusion(), 0usize..200).prop_map(|(host, of, how, from)| Step::Confuse(host, of, how, from)),
         4 => (0usize..6, any_talk()).prop_map(|(host, talk)| Step::Lie(host, talk)),
     ]
@@ -231,4 +231,16 @@ fn a_change_reaches_every_linked_host_within_half_a_second() -> Result<()> {
     run.step(&Step::Revoke(1))?;
     run.step(&Step::Pass(5))?;
     run.world.has_converged()
+}
+
+#[test]
+fn an_old_view_that_is_sent_again_is_not_taken() -> Result<()> {
+    let mut steps = vec![Step::Apply(all(3)), Step::Pass(20), Step::Apply(Vec::new()), Step::Pass(20)];
+    for host in 0..3 {
+        // From the first snapshot on, and from each frame behind it.
+        steps.extend((0..12).flat_map(|from| [Step::Replay(host, from), Step::Pass(15)]));
+        steps.extend([Step::Restart(host), Step::Pass(30), Step::Replay(host, 0), Step::Pass(15)]);
+        steps.push(talk(host, host + 3, What::Stream(0)));
+    }
+    run(8, 3, &steps)
 }

@@ -85,7 +85,7 @@ impl Liar {
         let mut out = vec![0; inner.len() + OVERHEAD + INITIATION_LEN];
         match session.seal(inner, &mut out, now) {
             Sealed::Datagram(len) => out.truncate(len),
-            other => bail!("cannot be sealed: {other:?}"),
+            other @ (Sealed::NoSession | Sealed::Refused(_)) => bail!("cannot be sealed: {other:?}"),
         }
         Ok(out)
     }

@@ -176,7 +176,9 @@ impl Watch {
                 QuotedTransport::Echo { id, .. } => (Protocol::Icmp, id, id),
                 QuotedTransport::Tcp { src_port, dst_port, .. } => (Protocol::Tcp, src_port, dst_port),
             },
-            _ => return Err(anyhow!("{} was given what nobody sent: {answer:?}", at.host)),
+            Transport::Tcp { .. } | Transport::Udp { .. } | Transport::Echo { .. } => {
+                return Err(anyhow!("{} was given what nobody sent: {answer:?}", at.host));
+            }
         };
         let (protocol, here, there) = denied;
         let Some(state) = at.version.filter(|_| at.holds).map(|version| history.at(version)).transpose()? else {

@@ -137,6 +137,9 @@ impl What {
 /// An instance, its host and its address.
 type End = (Number, Instance, IpAddr);
 
+/// A packet that was tried: what it was, the packet, and how often it should come, where that is certain.
+type Tried = (String, Vec<u8>, Option<u32>);
+
 /// Both ends of a stream that was accepted.
 #[derive(Debug, Clone)]
 struct Stream {
@@ -394,7 +397,7 @@ impl Run {
     }
 
     /// Every pair of instances tries everything; what was tried, and how often it should come, where that is certain.
-    fn try_all_pairs(&mut self, patience: Duration) -> Result<Vec<(String, Vec<u8>, Option<u32>)>> {
+    fn try_all_pairs(&mut self, patience: Duration) -> Result<Vec<Tried>> {
         let version = self.world.coordinator().inventory().version;
         let mut tried = Vec::new();
         // Alternating families, so that both have their turn.

@@ -68,7 +68,7 @@ impl World {
                 frames = frames
                     .into_iter()
                     .enumerate()
-                    .filter(|(n, _)| (n + from) % 3 > 0)
+                    .filter(|(n, _)| !(n + from).is_multiple_of(3))
                     .map(|(_, frame)| frame)
                     .collect()
             }
@@ -123,7 +123,7 @@ impl World {
         let numbers: Vec<_> = self.wires.keys().copied().collect();
         for number in numbers {
             while let Some(frame) = self.due(number, |wire| &mut wire.up) {
-                self.to_coordinator(number, &frame)?;
+                self.tell_coordinator(number, &frame)?;
             }
             while let Some(frame) = self.due(number, |wire| &mut wire.down) {
                 let now = self.now;
@@ -143,7 +143,7 @@ impl World {
         Some(frame)
     }
 
-    fn to_coordinator(&mut self, number: Number, frame: &Frame) -> Result<()> {
+    fn tell_coordinator(&mut self, number: Number, frame: &Frame) -> Result<()> {
         let (host, address) = (self.members[number].id(), self.members[number].underlay.ip());
         let moment = self.coordinator.moment(self.now);
         let Some(wire) = self.wires.get_mut(&number).filter(|wire| !wire.closed) else {
