@@ -52,7 +52,7 @@ long='/(interop|e2e_[a-z_]*|sim_[a-z_]*)-[0-9a-f]*$'
   grep -E "$long" "$logs/suites" | grep -vE '/(interop|e2e_enroll|e2e_revoke)-' || true
   grep -vE "$long" "$logs/suites" || true; } >"$logs/ordered"
 while read -r folder executable; do
-  wanted "$executable" "$@" && printf '%s\0%s\0%s\0%s\0' "$folder" "$executable" "$logs" "$limit"
+  if wanted "$executable" "$@"; then printf '%s\0%s\0%s\0%s\0' "$folder" "$executable" "$logs" "$limit"; fi
 done <"$logs/ordered" | xargs -0 -r -n 4 -P "$jobs" bash -c 'run_suite "$@"' run-suite
 
 # Examples in the documentation, which only cargo can run; with words given, they are left out.
