@@ -18,8 +18,8 @@ use super::{Number, World};
 /// How long a frame of a link is under way.
 pub(super) const FRAME: Duration = Duration::from_millis(5);
 
-/// Frames that are sent again at once.
-const REPLAYED: usize = 12;
+/// Frames that are sent again at once: one view with its lease, and the beginning of the next.
+const REPLAYED: usize = 5;
 
 /// What a coordinator does that lost its mind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
