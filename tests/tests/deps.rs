@@ -33,7 +33,10 @@ const NEVER_LINKED: [(&str, &[&str]); 5] = [
         &["tokio", "rustls", "quinn", "etherparse", "proptest", "tracing-subscriber"],
     ),
     ("cloison-agent", &["sqlx-core", "libsqlite3-sys", "axum", "etherparse", "proptest"]),
-    ("cloison-coordinator", &["boringtun", "rtnetlink", "proptest", "etherparse"]),
+    (
+        "cloison-coordinator",
+        &["boringtun", "netlink-packet-route", "proptest", "etherparse"],
+    ),
     (
         "cloison-cli",
         &["sqlx", "sqlx-core", "libsqlite3-sys", "axum", "quinn", "boringtun", "proptest"],
@@ -46,7 +49,7 @@ const OWNED: [(&str, &[&str]); 6] = [
     ("quinn", &["cloison-agent", "cloison-coordinator"]),
     ("sqlx", &["cloison-coordinator"]),
     ("axum", &["cloison-coordinator"]),
-    ("rtnetlink", &["cloison-agent"]),
+    ("netlink-packet-route", &["cloison-agent"]),
     ("granit-parser", &["cloison-proto"]),
 ];
 
