@@ -21,6 +21,7 @@ use cloison_proto::api::{
 use cloison_proto::id::{HostId, MeshId};
 use cloison_proto::net::OverlayRange;
 use cloison_proto::token::EnrollmentToken;
+use cloison_proto::verdict::DropReason;
 use cloison_proto::version::{MeshTime, Version};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -433,9 +434,11 @@ async fn explain_and_status_before_anybody_joined_say_so() -> Outcome {
     api.put_policy(POLICY, (header::IF_NONE_MATCH, "*")).await?;
     let explanation: Explanation = api.get("explain?from=n8n&to=postgres:sql").await?;
     assert!(
-        !explanation.allowed && explanation.pairs.is_empty() && !explanation.notes.is_empty(),
+        explanation.allowed && explanation.pairs.is_empty() && !explanation.notes.is_empty(),
         "{explanation:?}"
     );
+    let reverse: Explanation = api.get("explain?from=postgres&to=n8n:tcp/80").await?;
+    assert_eq!((reverse.allowed, reverse.reason), (false, Some(DropReason::NoRule)));
     let status: MeshStatus = api.get("status").await?;
     assert_eq!((status.hosts, status.components, status.rules), (0, 2, 1));
     assert!(api.get::<HostList>("hosts").await?.hosts.is_empty());

@@ -99,7 +99,7 @@ fn rendered(question: Question, answer: &explain::Explanation) -> Explanation {
         from: question.from,
         to: question.to,
         ports: answer.ports.clone(),
-        allowed: !answer.pairs.is_empty() && answer.pairs.iter().all(PairAnswer::is_allowed),
+        allowed: answer.by_document && answer.pairs.iter().all(PairAnswer::is_allowed),
         reason: reason(answer),
         rules: rules.collect(),
         pairs,
@@ -119,12 +119,9 @@ fn reason(answer: &explain::Explanation) -> Option<DropReason> {
         EndVerdict::Denied(reason) => Some(reason),
         EndVerdict::Allowed { .. } => None,
     });
-    if answer.pairs.is_empty() {
-        return Some(DropReason::UnknownDestination);
-    }
-    let first = denied.next()?;
-    let expired = first == DropReason::RuleExpired || denied.any(|reason| reason == DropReason::RuleExpired);
-    Some(if expired { DropReason::RuleExpired } else { DropReason::NoRule })
+    let is_denied = !answer.by_document || denied.clone().next().is_some();
+    let expired = denied.any(|reason| reason == DropReason::RuleExpired);
+    is_denied.then_some(if expired { DropReason::RuleExpired } else { DropReason::NoRule })
 }
 
 fn rendered_pair(question: &Question, answer: &explain::Explanation, pair: &PairAnswer) -> Option<PairExplanation> {
@@ -167,7 +164,7 @@ fn notes(question: &Question, answer: &explain::Explanation) -> Vec<String> {
     let mut notes = Vec::new();
     if answer.pairs.is_empty() {
         notes.push(format!(
-            "{} or {} runs on no host: no instance, no packet",
+            "{} or {} runs on no host yet: this is what the policy says, and no packet passes",
             question.from, question.to
         ));
     }

@@ -56,6 +56,8 @@ pub enum ExplainError {
 pub struct Explanation {
     /// The ports that were asked for.
     pub ports: Vec<PortSpec>,
+    /// What the document says of all of these ports, wherever the components run: whether a rule in force allows them.
+    pub by_document: bool,
     /// Each pair of instances, by host ids; at most [`MAX_PAIRS`]. None if one of the components runs nowhere.
     pub pairs: Vec<PairAnswer>,
     /// How many pairs are left out.
@@ -179,8 +181,10 @@ pub fn explain(plan: &Plan, question: &Question, now: MeshTime, live: &dyn LiveS
     let asked = ports(plan, question)?;
     let segments: Vec<_> = asked.iter().flat_map(|ports| segments(plan, from, to, *ports)).collect();
     let mut tables = Tables::new(plan);
+    let by_document = segments.iter().all(|ports| is_open(plan, from, to, *ports, now));
     let mut explanation = Explanation {
         ports: asked,
+        by_document,
         pairs: Vec::new(),
         unlisted: 0,
         rules: BTreeMap::new(),
@@ -290,6 +294,16 @@ fn segments(plan: &Plan, from: MemberIndex, to: MemberIndex, ports: PortSpec) ->
         .zip(ends)
         .filter_map(|(first, last)| PortRange::new(*first, last).ok());
     ranges.map(make).collect()
+}
+
+/// Whether a rule in force opens one of the [`segments`].
+fn is_open(plan: &Plan, from: MemberIndex, to: MemberIndex, segment: PortSpec, now: MeshTime) -> bool {
+    let port = match segment {
+        PortSpec::Tcp(range) | PortSpec::Udp(range) => range.first(),
+        PortSpec::Icmp => 0,
+    };
+    let mut in_force = plan.openings(from, to).filter(|(rule, _)| now < rule.expires);
+    in_force.any(|(_, grants)| grants.iter().any(|g| g.ports.covers(segment.protocol(), port)))
 }
 
 /// Every pair of instances, but for an instance with itself: that stays in its kernel.
