@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use cloison_tests::lab::postgres::{self, Postgres};
 use cloison_tests::lab::tool::Tool;
-use cloison_tests::lab::{Lab, Underlay, netns, process};
+use cloison_tests::lab::{Lab, Underlay, netns, process, wait_for};
 
 const ECHO_PORT: u16 = 7000;
 
@@ -85,7 +85,8 @@ fn what_a_killed_run_left_is_removed_by_the_next_of_that_name() -> Result<()> {
     lab.finish()?;
     ensure!(folder.is_dir() && sleeper.ended()?.is_none());
     let lab = Lab::builder("lab-leftovers").host("b").build()?;
-    ensure!(!folder.exists() && sleeper.ended()?.is_some());
+    ensure!(!folder.exists());
+    wait_for("the leftover program to end", Duration::from_secs(10), || sleeper.ended())?;
     let names: Vec<String> = netns::list()?.into_iter().filter(|n| n.starts_with(lab.prefix())).collect();
     ensure!(names.len() == 2 && names.iter().all(|n| !n.ends_with(".a")), "{names:?}");
     lab.finish()
