@@ -65,13 +65,27 @@ fn nothing_of_a_lab_is_left_when_it_ends_and_no_interface_outside_it_is_made() -
     command.arg("600");
     let sleeper = lab.host("a")?.net().start("sleep", command)?;
     let id = sleeper.id();
+    until_it_sleeps(id)?;
     ensure!(interfaces()? == before && folder.is_dir());
     ensure!(netns::list()?.iter().filter(|n| n.starts_with(&prefix)).count() == 2);
     drop(lab);
     ensure!(!netns::list()?.iter().any(|n| n.starts_with(&prefix)) && !folder.exists());
-    let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
-    ensure!(stat.is_empty() || stat.contains(") Z "), "a program of the lab lives on: {stat}");
-    Ok(())
+    wait_for("the program to end with its lab", Duration::from_secs(10), || {
+        let stat = stat(id);
+        Ok((stat.is_empty() || stat.contains(") Z ")).then_some(()))
+    })
+}
+
+/// Waits until a program `sleep` runs: on its way there it is not in its namespace yet.
+fn until_it_sleeps(id: u32) -> Result<()> {
+    wait_for("the program to run", Duration::from_secs(10), || {
+        Ok(stat(id).contains("(sleep)").then_some(()))
+    })
+}
+
+/// What the kernel says of a process; nothing if it is gone.
+fn stat(id: u32) -> String {
+    std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default()
 }
 
 #[test]
@@ -82,6 +96,7 @@ fn what_a_killed_run_left_is_removed_by_the_next_of_that_name() -> Result<()> {
     let mut command = lab.host("a")?.net().command("sleep");
     command.arg("600");
     let mut sleeper = lab.host("a")?.net().start("sleep", command)?;
+    until_it_sleeps(sleeper.id())?;
     lab.finish()?;
     ensure!(folder.is_dir() && sleeper.ended()?.is_none());
     let lab = Lab::builder("lab-leftovers").host("b").build()?;
