@@ -7,7 +7,7 @@
 //! - [`policy`]: compiles policy and inventory into each host's view, compares policies, explains verdicts.
 //! - [`trust`]: the roots, certificates by role, and who a certificate chain speaks for.
 //! - [`enrollment`]: from a token to a host with a certificate.
-//! - [`args`], [`config`], [`data_dir`], [`init`], [`run`]: the program.
+//! - [`args`], [`config`], [`data_dir`], [`init`], [`run`], [`systemd`]: the program.
 
 #![forbid(unsafe_code)]
 
@@ -27,4 +27,5 @@ pub mod policy;
 pub mod publish;
 pub mod run;
 pub mod store;
+pub mod systemd;
 pub mod trust;

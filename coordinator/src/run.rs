@@ -4,13 +4,11 @@
 //! tells systemd that it is ready, renews the coordinator's own certificate, and stops when it is asked to, or when a part ends by itself.
 
 use std::future::Future;
-use std::io;
 use std::net::{Ipv6Addr, SocketAddr};
-use std::os::unix::net::UnixDatagram;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sd_notify::NotifyState;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -23,6 +21,7 @@ use crate::enrollment::Enrollment;
 use crate::entropy::Environment;
 use crate::publish::{Gate, Publisher};
 use crate::store::{OpenError, Store};
+use crate::systemd;
 use crate::trust::{HostVerifier, Roots, RootsError, ServerError, ServerIdentity, server_config};
 
 /// Why the coordinator does not run.
@@ -151,18 +150,14 @@ pub async fn serve(args: &ServeArgs, config: &Config, env: Environment, stop: im
         listen(&core, &publisher, address, &stopping, &mut parts)?;
     }
     parts.spawn(renewal(core.identity.clone()));
-    parts.spawn(async move {
-        publisher.run().await;
-        ("the publisher", Ok(()))
-    });
+    supervised(&core, &publisher, &mut parts);
     let inventory = core.store.inventory();
     tracing::info!(mesh = %inventory.mesh, version = %inventory.version, hosts = inventory.hosts.len(), "the coordinator is up");
-    notify("READY=1");
     let ended = tokio::select! {
         () = stop => None,
         ended = parts.join_next() => ended,
     };
-    notify("STOPPING=1");
+    systemd::tell(&[NotifyState::Stopping]);
     stopping.send_replace(true);
     drain(&mut parts).await;
     core.store.close().await;
@@ -178,6 +173,26 @@ pub async fn serve(args: &ServeArgs, config: &Config, env: Environment, stop: im
             problem: panic.to_string(),
         }),
     }
+}
+
+/// Starts what works without a listener, and says that everything is up: the listeners are bound by now, and nobody who comes is turned away.
+fn supervised(core: &Core, publisher: &Arc<Publisher>, parts: &mut JoinSet<Part>) {
+    let (store, hub) = (core.store.clone(), publisher.hub().clone());
+    systemd::tell(&[NotifyState::Ready, NotifyState::Status(&systemd::line(&store, &hub))]);
+    parts.spawn(async move {
+        systemd::keep_status(store, hub).await;
+        ("the line for systemd", Ok(()))
+    });
+    let store = core.store.clone();
+    parts.spawn(async move {
+        systemd::feed_watchdog(store).await;
+        ("the watchdog", Ok(()))
+    });
+    let publisher = publisher.clone();
+    parts.spawn(async move {
+        publisher.run().await;
+        ("the publisher", Ok(()))
+    });
 }
 
 /// Puts the control listener (UDP) and the API (TCP) on one address.
@@ -263,23 +278,4 @@ async fn renewal(identity: Arc<ServerIdentity>) -> Part {
             }
         };
     }
-}
-
-/// Tells systemd how far we are (sd_notify(3)), if it asked to be told.
-fn notify(state: &str) {
-    let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else { return };
-    if let Err(error) = send(Path::new(&socket), state) {
-        tracing::warn!(%error, "systemd could not be told {state}");
-    }
-}
-
-fn send(socket: &Path, state: &str) -> io::Result<()> {
-    use std::os::linux::net::SocketAddrExt as _;
-    use std::os::unix::ffi::OsStrExt as _;
-    let sender = UnixDatagram::unbound()?;
-    let address = match socket.as_os_str().as_bytes() {
-        [b'@', name @ ..] => std::os::unix::net::SocketAddr::from_abstract_name(name)?,
-        _ => std::os::unix::net::SocketAddr::from_pathname(socket)?,
-    };
-    sender.send_to_addr(state.as_bytes(), &address).map(|_| ())
 }

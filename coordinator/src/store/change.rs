@@ -61,6 +61,16 @@ impl Store {
         })
     }
 
+    /// Whether the store reads, and could write: what a watchdog asks. Nothing is changed.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`].
+    pub async fn probe(&self) -> Result<(), StoreError> {
+        self.audit_head().await?;
+        let change = self.begin_unjudged(Context::of(Actor::Coordinator)).await?;
+        Ok(change.transaction.rollback().await?)
+    }
+
     /// The writing transaction. SQLite itself ends one in which the disk was full or failed (<https://www.sqlite.org/lang_transaction.html>,
     /// section 3); sqlx goes on counting it, so that its connection can begin no other: it makes way for a new one.
     async fn transaction(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {

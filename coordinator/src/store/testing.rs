@@ -12,7 +12,7 @@ use cloison_proto::label::LabelSet;
 use cloison_proto::net::OverlayRange;
 use cloison_proto::version::MeshTime;
 
-use super::{NewMesh, NewToken, OpenError, PolicyWrite, Redemption, Store, TokenSpec};
+use super::{NewMesh, NewToken, OpenError, PolicyWrite, Redemption, Store, StoreError, TokenSpec};
 use crate::audit::{Actor, Context};
 use crate::clock::ManualClock;
 use crate::entropy::{Environment, SystemEntropy};
@@ -60,6 +60,13 @@ pub(crate) async fn on_disk(path: &Path) -> Result<(Store, ManualClock), Box<dyn
 
 pub(crate) async fn reopen(path: &Path) -> Result<Store, OpenError> {
     Store::open(path, environment().0).await
+}
+
+impl Store {
+    /// Keeps the writer busy until the answer is dropped.
+    pub(crate) async fn hang(&self) -> Result<impl Sized, StoreError> {
+        self.begin_unjudged(LOCAL).await
+    }
 }
 
 /// A token for one host, an hour long.
