@@ -4,7 +4,16 @@ SHELL := /bin/bash
 PROGRAMS := $(or $(CARGO_TARGET_DIR),target)/debug
 RELEASE := $(abspath $(or $(CARGO_TARGET_DIR),target)/release)
 
-.PHONY: help build demo bench test check lint doc openapi clean-lab setup
+# Where `make install` puts things: DESTDIR goes before all of it, for packagers.
+PREFIX := /usr/local
+INSTALLED := cloison cloison-agent cloison-coordinator
+UNITS := cloison-agent.service cloison-agent-prepare.service cloison-coordinator.service
+BINDIR = $(DESTDIR)$(PREFIX)/bin
+UNITDIR = $(DESTDIR)$(PREFIX)/lib/systemd/system
+USERDIR = $(DESTDIR)$(PREFIX)/lib/sysusers.d
+DOCDIR = $(DESTDIR)$(PREFIX)/share/doc
+
+.PHONY: help build release install uninstall demo bench test check lint doc openapi clean-lab setup
 
 help: ## what there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -14,6 +23,28 @@ setup: ## install what the lab runs besides Rust
 
 build: ## build the programs, and those of the lab
 	cargo build --workspace
+
+release: ## build the programs to install
+	cargo build --release --locked -p cloison-agent -p cloison-coordinator -p cloison-cli
+
+$(addprefix $(RELEASE)/,$(INSTALLED)):
+	$(MAKE) release
+
+install: $(addprefix $(RELEASE)/,$(INSTALLED)) ## install programs, units and documentation below DESTDIR and PREFIX (/usr/local)
+	install -d $(BINDIR) $(UNITDIR) $(USERDIR) $(addprefix $(DOCDIR)/,$(INSTALLED))
+	install -m 755 $(addprefix $(RELEASE)/,$(INSTALLED)) $(BINDIR)
+	for unit in $(UNITS); do sed 's|/usr/bin/|$(PREFIX)/bin/|; s|/usr/share/|$(PREFIX)/share/|g' systemd/$$unit >$(UNITDIR)/$$unit; done
+	chmod 644 $(addprefix $(UNITDIR)/,$(UNITS))
+	install -m 644 systemd/sysusers.d/cloison-coordinator.conf $(USERDIR)
+	install -m 644 README.md CHANGELOG.md docs/*.md $(DOCDIR)/cloison
+	for program in $(INSTALLED); do install -m 644 LICENSE-APACHE LICENSE-MIT $(DOCDIR)/$$program; done
+	install -m 644 systemd/README.md $(DOCDIR)/cloison-agent/systemd.md
+	install -m 644 systemd/README.md $(DOCDIR)/cloison-coordinator/systemd.md
+	install -m 644 systemd/cloison-agent.service.d/attachments.conf $(DOCDIR)/cloison-agent
+
+uninstall: ## remove what `make install` put there; state and the user `cloison` stay (docs/install.md says how to remove them)
+	rm -f $(addprefix $(BINDIR)/,$(INSTALLED)) $(addprefix $(UNITDIR)/,$(UNITS)) $(USERDIR)/cloison-coordinator.conf
+	rm -rf $(addprefix $(DOCDIR)/,$(INSTALLED))
 
 demo: setup build ## show the mesh on one machine, with a real PostgreSQL; KEEP=1 leaves it running
 	@$(PROGRAMS)/cloison-demo
