@@ -98,3 +98,97 @@ impl ServerCertVerifier for CoordinatorVerifier {
         self.algorithms.supported_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use cloison_proto::id::{CoordinatorId, HostId, MeshId};
+    use cloison_proto::trust::COORDINATOR_DNS_NAME;
+    use rcgen::{
+        BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
+        PKCS_ED25519, SanType,
+    };
+    use time::OffsetDateTime;
+
+    use super::*;
+
+    type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
+
+    const MESH: MeshId = MeshId([7; 16]);
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    /// A root and one issuer below it, as a coordinator keeps them.
+    struct Mesh {
+        root: CertifiedIssuer<'static, KeyPair>,
+        issuer: CertifiedIssuer<'static, KeyPair>,
+    }
+
+    impl Mesh {
+        fn new(usage: ExtendedKeyUsagePurpose) -> Outcome<Self> {
+            let root = CertifiedIssuer::self_signed(authority(1), KeyPair::generate_for(&PKCS_ED25519)?)?;
+            let mut params = authority(0);
+            params.extended_key_usages = vec![usage];
+            let issuer = CertifiedIssuer::signed_by(params, KeyPair::generate_for(&PKCS_ED25519)?, &root)?;
+            Ok(Self { root, issuer })
+        }
+
+        fn verifier(&self) -> Outcome<CoordinatorVerifier> {
+            Ok(CoordinatorVerifier {
+                anchor: webpki::anchor_from_trusted_cert(self.root.der())?.to_owned(),
+                algorithms: rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms,
+            })
+        }
+
+        /// Whether `trust` takes a leaf of this mesh with these names and this usage for the coordinator's.
+        fn is_taken(&self, trust: &CoordinatorVerifier, uris: &[String], usage: ExtendedKeyUsagePurpose) -> Outcome<bool> {
+            let mut params = CertificateParams::default();
+            params.not_before = OffsetDateTime::now_utc() - HOUR;
+            params.not_after = OffsetDateTime::now_utc() + HOUR;
+            params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+            params.extended_key_usages = vec![usage];
+            params.subject_alt_names.push(SanType::DnsName(COORDINATOR_DNS_NAME.try_into()?));
+            for uri in uris {
+                params.subject_alt_names.push(SanType::URI(uri.as_str().try_into()?));
+            }
+            let leaf = params.signed_by(&KeyPair::generate_for(&PKCS_ED25519)?, &self.issuer)?;
+            let name = ServerName::try_from(COORDINATOR_DNS_NAME)?;
+            let chain = [self.issuer.der().clone(), self.root.der().clone()];
+            Ok(trust.verify_server_cert(leaf.der(), &chain, &name, &[], UnixTime::now()).is_ok())
+        }
+    }
+
+    fn authority(below: u8) -> CertificateParams {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, format!("authority {below}"));
+        params.not_before = OffsetDateTime::now_utc() - HOUR;
+        params.not_after = OffsetDateTime::now_utc() + HOUR;
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(below));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        params
+    }
+
+    fn uri(role: Role) -> String {
+        SpiffeId { mesh: MESH, role }.to_string()
+    }
+
+    #[test]
+    fn only_a_coordinators_certificate_speaks_for_the_coordinator() -> Outcome {
+        use ExtendedKeyUsagePurpose::{ClientAuth, ServerAuth};
+        let (servers, clients) = (Mesh::new(ServerAuth)?, Mesh::new(ClientAuth)?);
+        let trust = servers.verifier()?;
+        let coordinator = uri(Role::Coordinator(CoordinatorId([5; 16])));
+        let host = uri(Role::Host(HostId([6; 16])));
+        assert!(servers.is_taken(&trust, std::slice::from_ref(&coordinator), ServerAuth)?);
+        // What a host has: its own role, the other usage, the other issuer; and each of these alone.
+        assert!(!clients.is_taken(&clients.verifier()?, std::slice::from_ref(&host), ClientAuth)?);
+        assert!(!servers.is_taken(&trust, std::slice::from_ref(&host), ServerAuth)?);
+        assert!(!servers.is_taken(&trust, std::slice::from_ref(&coordinator), ClientAuth)?);
+        assert!(!clients.is_taken(&clients.verifier()?, std::slice::from_ref(&coordinator), ServerAuth)?);
+        // No name, two names, and another mesh's root.
+        assert!(!servers.is_taken(&trust, &[], ServerAuth)?);
+        assert!(!servers.is_taken(&trust, &[coordinator.clone(), host], ServerAuth)?);
+        assert!(!servers.is_taken(&Mesh::new(ServerAuth)?.verifier()?, &[coordinator], ServerAuth)?);
+        Ok(())
+    }
+}

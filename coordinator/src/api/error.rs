@@ -99,7 +99,6 @@ impl From<JsonRejection> for ApiError {
         let problem = match rejection.status() {
             StatusCode::UNSUPPORTED_MEDIA_TYPE => Problem::new(ProblemCode::MediaType, "the body must be application/json"),
             StatusCode::PAYLOAD_TOO_LARGE => Problem::new(ProblemCode::TooLarge, "the body is larger than this endpoint takes"),
-            StatusCode::REQUEST_TIMEOUT => Problem::new(ProblemCode::Timeout, "the body took too long to arrive"),
             // The library's text could repeat the request: say what is expected instead.
             _ => Problem::new(ProblemCode::Invalid, "the body is not the JSON object that this endpoint takes"),
         };

@@ -7,6 +7,7 @@
 mod audit;
 mod bounds;
 mod change;
+mod deadline;
 mod error;
 mod explain;
 mod health;
@@ -27,7 +28,7 @@ use axum::http::StatusCode;
 use axum::response::IntoResponse as _;
 use axum::{Json, Router, middleware};
 use cloison_proto::api::{MAX_BODY, Problem, ProblemCode};
-use tower_http::timeout::{RequestBodyTimeoutLayer, TimeoutLayer};
+use tower_http::timeout::TimeoutLayer;
 use utoipa::OpenApi;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa_axum::router::OpenApiRouter;
@@ -39,9 +40,6 @@ pub use server::{ApiServer, ServeError, stop};
 use crate::publish::Policies;
 use crate::store::Store;
 use error::ApiError;
-
-/// How long a request's body may take.
-const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a request may take from its headers to its answer: the body's time, a full compile, and a margin.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -118,7 +116,7 @@ pub fn router(state: ApiState) -> Router {
         .fallback(unknown)
         .method_not_allowed_fallback(method)
         .with_state(state)
-        .layer(RequestBodyTimeoutLayer::new(BODY_TIMEOUT))
+        .layer(middleware::from_fn(deadline::bound_body))
         .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, REQUEST_TIMEOUT))
         .layer(middleware::from_fn(change::name_request))
 }
