@@ -30,6 +30,12 @@ pub enum Command {
     Serve(ServeArgs),
     /// Make another API credential; works beside a running coordinator
     Credential(CredentialArgs),
+    /// Write everything into one file, beside a running coordinator. The file holds the mesh's private keys
+    Backup(BackupArgs),
+    /// Make a data directory out of a backup; the coordinator changes nothing until `recover`
+    Restore(RestoreArgs),
+    /// After a restore: show what agents know better, and go on
+    Recover(RecoverArgs),
 }
 
 /// Arguments of `init`.
@@ -84,6 +90,52 @@ pub struct CredentialArgs {
     /// What it is for
     #[arg(long, default_value = "made on the coordinator")]
     pub name: String,
+}
+
+/// Arguments of `backup`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Whoever has the file can be this coordinator: it holds the private keys of the mesh. It is made with mode 0600; keep it so."
+)]
+pub struct BackupArgs {
+    /// Directory that `init` made
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_DATA)]
+    pub data: PathBuf,
+    /// The file to be written; it must not exist
+    #[arg(long, value_name = "FILE")]
+    pub to: PathBuf,
+}
+
+/// Arguments of `restore`.
+#[derive(Debug, Args)]
+pub struct RestoreArgs {
+    /// Directory for the mesh's keys and database; new or empty
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_DATA)]
+    pub data: PathBuf,
+    /// The backup
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+}
+
+/// Arguments of `recover`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Without --yes, shows what would happen and changes nothing. Works beside the running coordinator, and best so: agents tell \
+it what they know. Enrollment tokens and API credentials of the backup are revoked, because they may have been used or revoked since."
+)]
+pub struct RecoverArgs {
+    /// Directory that `restore` made
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_DATA)]
+    pub data: PathBuf,
+    /// A host that must not come back, by name or id; may be repeated
+    #[arg(long, value_name = "HOST")]
+    pub revoke: Vec<String>,
+    /// Leave the API credentials of the backup as they are
+    #[arg(long)]
+    pub keep_credentials: bool,
+    /// Go on
+    #[arg(long)]
+    pub yes: bool,
 }
 
 #[cfg(test)]

@@ -76,6 +76,12 @@ words! {
         MeshInit = "mesh.init",
         /// The mesh's ranges, lease or addresses were set.
         MeshSet = "mesh.set",
+        /// The database was restored from a backup.
+        MeshRestore = "mesh.restore",
+        /// An agent proved that the database is an old one.
+        MeshBehind = "mesh.behind",
+        /// An operator decided how to go on with an old database.
+        MeshRecover = "mesh.recover",
         /// A policy was applied.
         PolicyApply = "policy.apply",
         /// A token was made.
@@ -132,6 +138,8 @@ words! {
         PoolExhausted = "pool_exhausted",
         /// A view would outgrow its limits.
         ViewLimit = "view_limit",
+        /// The coordinator changes nothing at the moment.
+        ReadOnly = "read_only",
     }
 }
 

@@ -17,7 +17,7 @@ pub enum DataDirError {
         path: String,
     },
     /// There is something else in it.
-    #[error("{path} is not empty: init makes a new mesh in a directory of its own, and overwrites nothing")]
+    #[error("{path} is not empty: init and restore take a directory of their own, and overwrite nothing")]
     NotEmpty {
         /// The directory.
         path: String,
@@ -39,6 +39,12 @@ pub enum DataDirError {
         path: String,
         /// Its permission bits.
         mode: u32,
+    },
+    /// A restore did not get to its end.
+    #[error("{path} holds an interrupted restore: run `cloison-coordinator restore` again")]
+    Unfinished {
+        /// The directory.
+        path: String,
     },
     /// Another process has it.
     #[error("{path} is in use by another cloison-coordinator: stop that one first")]
@@ -78,12 +84,59 @@ impl DataDir {
             .create(path)
             .map_err(io_error(path, "making the directory"))?;
         check_owner(path)?;
-        let mut entries = fs::read_dir(path).map_err(io_error(path, "reading the directory"))?;
-        if entries.any(|entry| entry.map_or(true, |e| e.file_name() != LOCK)) {
-            return Err(DataDirError::NotEmpty { path: shown(path) });
-        }
+        check_empty(path)?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(io_error(path, "setting its mode"))?;
-        Self::locked(path)
+        let data = Self::locked(path)?;
+        // Another process may have filled it and left since.
+        check_empty(path)?;
+        Ok(data)
+    }
+
+    /// The directory for a backup to be restored into: a new or empty one, or one in which a restore was interrupted, which is cleared.
+    /// [`DataDir::restoring`] is an empty folder then; as long as it is there, nothing but another restore takes the directory.
+    ///
+    /// # Errors
+    /// [`DataDirError`]. A directory that holds anything else is left as it is.
+    pub fn begin_restore(path: &Path) -> Result<Self, DataDirError> {
+        let data = if path.join(RESTORING).is_dir() {
+            check_owner(path)?;
+            Self::locked(path)?
+        } else if path.join(LOCK).exists() {
+            // Whoever has it is told first: it is the mesh that runs here.
+            drop(Self::locked(path)?);
+            Self::create(path)?
+        } else {
+            Self::create(path)?
+        };
+        data.clear_restore()?;
+        let folder = data.restoring();
+        let made = fs::DirBuilder::new().mode(0o700).create(&folder);
+        made.and_then(|()| File::open(path)?.sync_all())
+            .map_err(io_error(&folder, "making the directory"))?;
+        Ok(data)
+    }
+
+    /// Takes away what an interrupted restore put there: as long as its folder is there, everything is its work.
+    fn clear_restore(&self) -> Result<(), DataDirError> {
+        let folder = self.restoring();
+        if !folder.is_dir() {
+            return Ok(());
+        }
+        let remove = |path: &Path| match fs::symlink_metadata(path) {
+            Ok(found) if found.is_dir() => fs::remove_dir_all(path),
+            Ok(_) => fs::remove_file(path),
+            Err(_) => Ok(()),
+        };
+        for path in [self.database(), self.config(), self.trust(), folder] {
+            remove(&path).map_err(io_error(&path, "removing what an interrupted restore left"))?;
+        }
+        check_empty(&self.path)
+    }
+
+    /// Where a backup is unpacked before any of it counts.
+    #[must_use]
+    pub fn restoring(&self) -> PathBuf {
+        self.path.join(RESTORING)
     }
 
     /// The directory of an existing mesh, locked.
@@ -136,6 +189,9 @@ impl DataDir {
             return Err(DataDirError::Missing { path: shown(path) });
         }
         check_owner(path)?;
+        if path.join(RESTORING).exists() {
+            return Err(DataDirError::Unfinished { path: shown(path) });
+        }
         let mode = metadata(path)?.mode() & 0o777;
         if mode & 0o077 == 0 {
             Ok(())
@@ -161,6 +217,17 @@ impl DataDir {
 
 /// The lock's file. It stays when the process ends; the lock does not.
 const LOCK: &str = "lock";
+
+/// The folder of a restore under way.
+const RESTORING: &str = "restoring";
+
+fn check_empty(path: &Path) -> Result<(), DataDirError> {
+    let mut entries = fs::read_dir(path).map_err(io_error(path, "reading the directory"))?;
+    if entries.any(|entry| entry.map_or(true, |e| e.file_name() != LOCK)) {
+        return Err(DataDirError::NotEmpty { path: shown(path) });
+    }
+    Ok(())
+}
 
 fn check_owner(path: &Path) -> Result<(), DataDirError> {
     let (owner, ours) = (metadata(path)?.uid(), rustix::process::geteuid().as_raw());

@@ -2,6 +2,8 @@
 //! store. The store makes a new one with every change, inside the transaction, and hands it out once the change is durable.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,10 +31,66 @@ pub struct Inventory {
     pub addresses: Arc<[CoordinatorAddress]>,
     /// The policy in force, if any was ever applied.
     pub policy: Option<Arc<StoredPolicy>>,
+    /// Whether this state may be older than what agents have: then nothing changes and nothing is published.
+    pub read_only: Option<ReadOnly>,
     /// Every host that is enrolled and not revoked.
     pub hosts: Arc<Hosts>,
     /// Every instance: which component runs on which host, and its addresses.
     pub instances: Arc<Instances>,
+}
+
+/// Since when, and why, a coordinator changes and publishes nothing: agents may know better than its database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReadOnly {
+    /// Why.
+    pub why: Doubt,
+    /// Since when.
+    pub since: MeshTime,
+}
+
+/// Why a database may be behind its own mesh.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Doubt {
+    /// It came from a backup.
+    Restored,
+    /// An agent showed a view that this coordinator signed and does not know.
+    Behind,
+}
+
+impl Doubt {
+    /// The word that is kept.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Restored => "restored",
+            Self::Behind => "behind",
+        }
+    }
+}
+
+impl FromStr for Doubt {
+    type Err = UnknownDoubt;
+    fn from_str(text: &str) -> Result<Self, UnknownDoubt> {
+        [Self::Restored, Self::Behind]
+            .into_iter()
+            .find(|doubt| doubt.as_str() == text)
+            .ok_or_else(|| UnknownDoubt(text.into()))
+    }
+}
+
+/// Not one of the words for a doubt.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no reason to be read-only")]
+pub struct UnknownDoubt(String);
+
+impl fmt::Display for ReadOnly {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.why {
+            Doubt::Restored => "this coordinator was restored from a backup, and agents may know better",
+            Doubt::Behind => "an agent has a newer view than this coordinator remembers: its database is an old one",
+        })?;
+        f.write_str(": it changes, publishes and enrolls nothing until `cloison-coordinator recover` on its machine")
+    }
 }
 
 /// Hosts by id.

@@ -7,6 +7,7 @@
 //! - [`policy`]: compiles policy and inventory into each host's view, compares policies, explains verdicts.
 //! - [`trust`]: the roots, certificates by role, and who a certificate chain speaks for.
 //! - [`enrollment`]: from a token to a host with a certificate.
+//! - [`backup`], [`recover`]: everything into one file, out of one file again, and how a coordinator goes on that agents know better than.
 //! - [`args`], [`config`], [`data_dir`], [`init`], [`run`], [`systemd`]: the program.
 
 #![forbid(unsafe_code)]
@@ -14,6 +15,7 @@
 pub mod api;
 pub mod args;
 pub mod audit;
+pub mod backup;
 pub mod clock;
 pub mod config;
 pub mod control;
@@ -25,6 +27,7 @@ pub mod init;
 pub mod inventory;
 pub mod policy;
 pub mod publish;
+pub mod recover;
 pub mod run;
 pub mod store;
 pub mod systemd;

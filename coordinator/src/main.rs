@@ -9,9 +9,11 @@ use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use cloison_coordinator::args::{Cli, Command, CredentialArgs, InitArgs, ServeArgs};
+use cloison_coordinator::args::{BackupArgs, Cli, Command, CredentialArgs, InitArgs, RecoverArgs, RestoreArgs, ServeArgs};
+use cloison_coordinator::backup::{self, BackupError};
 use cloison_coordinator::entropy::Environment;
 use cloison_coordinator::init::{self, InitError};
+use cloison_coordinator::recover::{self, RecoverError};
 use cloison_coordinator::run::{self, RunError};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -39,6 +41,9 @@ fn main() -> ExitCode {
         Command::Init(args) => runtime.block_on(make_mesh(args)),
         Command::Serve(args) => runtime.block_on(serve(args)),
         Command::Credential(args) => runtime.block_on(make_credential(args)),
+        Command::Backup(args) => runtime.block_on(make_backup(args)),
+        Command::Restore(args) => runtime.block_on(restore(args)),
+        Command::Recover(args) => runtime.block_on(recover_mesh(args)),
     }
 }
 
@@ -70,6 +75,45 @@ async fn make_credential(args: CredentialArgs) -> ExitCode {
             say(&format!("{}\n", *made.text.reveal()))
         }
         Err(error) => report_init(&error),
+    }
+}
+
+async fn make_backup(args: BackupArgs) -> ExitCode {
+    match backup::backup(&args, &Environment::system()).await {
+        Ok(made) => say(&format!(
+            "Wrote {path}: {mesh} at version {version}, schema {schema}, {files} files, {length} bytes.\n\nIt holds the private keys of the mesh: \
+             whoever has it can be this coordinator. Keep it where nobody else reads it.\n",
+            path = made.path.display(),
+            mesh = made.manifest.mesh,
+            version = made.manifest.version,
+            schema = made.manifest.schema,
+            files = made.manifest.files.len(),
+            length = made.length,
+        )),
+        Err(error) => report_backup(&error),
+    }
+}
+
+async fn restore(args: RestoreArgs) -> ExitCode {
+    match backup::restore(&args, &Environment::system()).await {
+        Ok(restored) => say(&format!(
+            "Restored {mesh} at version {version} into {data}, as it was at {made}.\n\nIt is read-only: it changes, publishes and enrolls nothing \
+             until you recover it, because hosts may know better. Hosts go on until their leases end.\n\nNext: `cloison-coordinator serve --data \
+             {data}`, wait until hosts have linked, then `cloison-coordinator recover --data {data}`.\n",
+            mesh = restored.manifest.mesh,
+            version = restored.manifest.version,
+            made = init::shown_time(restored.manifest.made_at),
+            data = args.data.display(),
+        )),
+        Err(error) => report_backup(&error),
+    }
+}
+
+async fn recover_mesh(args: RecoverArgs) -> ExitCode {
+    match recover::recover(&args, &Environment::system()).await {
+        Ok(outcome) => say(&outcome.to_string()),
+        Err(RecoverError::DataDir(error)) => report(&error, EXIT_CONFIG),
+        Err(error) => report(&error, 1),
     }
 }
 
@@ -124,6 +168,21 @@ fn report_init(error: &InitError) -> ExitCode {
         InitError::DataDir(_) | InitError::Roots(_) | InitError::CliConfigExists { .. } => report(error, EXIT_CONFIG),
         InitError::Overlay(_) | InitError::TooManyAddresses(_) | InitError::Negative(_) => report(error, EXIT_USAGE),
         InitError::Open(_) | InitError::Store(_) | InitError::Entropy(_) | InitError::CliConfig { .. } => report(error, 1),
+    }
+}
+
+fn report_backup(error: &BackupError) -> ExitCode {
+    match error {
+        BackupError::DataDir(_) | BackupError::OtherMesh { .. } | BackupError::Occupied { .. } => report(error, EXIT_CONFIG),
+        BackupError::Open(_)
+        | BackupError::Store(_)
+        | BackupError::Roots(_)
+        | BackupError::Exists { .. }
+        | BackupError::Changing { .. }
+        | BackupError::Foreign { .. }
+        | BackupError::Damaged { .. }
+        | BackupError::Newer { .. }
+        | BackupError::Io { .. } => report(error, 1),
     }
 }
 

@@ -188,6 +188,7 @@ fn supervised(core: &Core, publisher: &Arc<Publisher>, parts: &mut JoinSet<Part>
         systemd::feed_watchdog(store).await;
         ("the watchdog", Ok(()))
     });
+    parts.spawn(upkeep(core.store.clone()));
     let publisher = publisher.clone();
     parts.spawn(async move {
         publisher.run().await;
@@ -259,6 +260,18 @@ async fn drain(parts: &mut JoinSet<Part>) {
     };
     let _ = tokio::time::timeout(GOODBYE, listeners).await;
     parts.shutdown().await;
+}
+
+/// Looks now and then for what happens outside of this process: somebody freed space on a full disk, or recovered a restored mesh.
+async fn upkeep(store: Store) -> Part {
+    const PERIOD: Duration = Duration::from_secs(1);
+    loop {
+        tokio::time::sleep(PERIOD).await;
+        store.hold_room_again();
+        if let Err(error) = store.look_for_recovery().await {
+            tracing::warn!(%error, "whether the mesh was recovered could not be seen");
+        }
+    }
 }
 
 /// Makes the coordinator's own certificate anew, long before it runs out; a failure is tried again a minute later.

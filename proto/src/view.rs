@@ -327,6 +327,12 @@ impl VerifiedView {
         })
     }
 
+    /// The signed header, as received.
+    #[must_use]
+    pub const fn signed(&self) -> &Signed {
+        &self.signed
+    }
+
     /// What was signed.
     #[must_use]
     pub const fn header(&self) -> &Header {

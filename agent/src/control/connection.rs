@@ -377,6 +377,11 @@ fn classify(address: &str, error: quinn::ConnectionError) -> ConnectionError {
             address,
             why: "no answer".into(),
         },
+        // Another certificate may be taken: a coordinator that was restored from a backup does not know those that it issued since.
+        quinn::ConnectionError::ApplicationClosed(e) if e.reason.as_ref() == b"denied" => ConnectionError::CertificateRefused {
+            address,
+            why: "denied".into(),
+        },
         quinn::ConnectionError::ApplicationClosed(e) => ConnectionError::Ended {
             address,
             why: String::from_utf8_lossy(&e.reason).into_owned(),

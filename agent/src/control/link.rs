@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cloison_proto::control::agent::{
-    Ack, AgentMessage, Endpoint, Endpoints, Hello, MAX_DETAIL, MAX_ENDPOINTS, Nack, RenewCertificate, Report,
+    Ack, AgentMessage, Endpoint, Endpoints, Held, Hello, MAX_DETAIL, MAX_ENDPOINTS, Nack, RenewCertificate, Report,
 };
 use cloison_proto::control::coordinator::{CoordinatorMessage, Goodbye, PeerHint, ViewItems, ViewStart};
 use cloison_proto::control::frame::Frame;
@@ -187,6 +187,14 @@ impl Link {
         self.assembly = None;
         self.renewal_asked = None;
         let mut out = vec![self.hello()];
+        out.extend(self.newest().map(|view| {
+            Output::Send(
+                Held {
+                    view: view.signed().clone(),
+                }
+                .into(),
+            )
+        }));
         out.extend(self.report.clone().map(|r| Output::Send(r.into())));
         out
     }

@@ -38,6 +38,9 @@ fn people(out: &mut dyn Write, status: &MeshStatus) -> io::Result<()> {
         };
         writeln!(out, "  {}{} {why}{plain}", style::WARN, host.host)?;
     }
+    if let Some(why) = &status.read_only {
+        writeln!(out, "{}read-only{plain}: {why}", style::WARN)?;
+    }
     for warning in &status.warnings {
         writeln!(out, "{}warning{plain}: {warning}", style::WARN)?;
     }

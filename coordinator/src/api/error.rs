@@ -64,6 +64,7 @@ impl From<StoreError> for ApiError {
             },
             StoreError::Invalid { .. } => ProblemCode::Invalid,
             StoreError::NotAuthorised => ProblemCode::Forbidden,
+            StoreError::ReadOnly(_) => ProblemCode::ReadOnly,
             StoreError::StorageFull => ProblemCode::StorageFull,
             StoreError::Corrupt { .. } | StoreError::Entropy(_) | StoreError::Database(_) => return Self::internal(&error),
         };

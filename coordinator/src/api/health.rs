@@ -18,6 +18,9 @@ pub(super) async fn healthz() -> StatusCode {
 pub(super) async fn readyz(State(state): State<ApiState>) -> Result<StatusCode, ApiError> {
     let not_ready = |why: &str| ApiError::from(Problem::new(ProblemCode::Unavailable, why));
     state.store.audit_head().await.map_err(|_| not_ready("the store does not answer"))?;
+    if let Some(read_only) = state.store.inventory().read_only {
+        return Err(Problem::new(ProblemCode::ReadOnly, read_only.to_string()).into());
+    }
     if state.live.published().generation == 0 {
         return Err(not_ready("the first views are not compiled yet"));
     }

@@ -53,6 +53,7 @@ pub(super) async fn status(_: Permit<Read>, State(state): State<ApiState>) -> Re
         rules: count(policy.rules().len()),
         instances: count(inventory.instances.values().map(|on| on.len()).sum()),
         not_applied: not_applied.collect(),
+        read_only: inventory.read_only.map(|read_only| read_only.to_string()),
         warnings,
     }))
 }

@@ -14,6 +14,7 @@ use cloison_proto::control::coordinator::{
 };
 use cloison_proto::control::frame::{Frame, FrameError, MAX_VIEW_CHUNK};
 use cloison_proto::id::HostId;
+use cloison_proto::signed::Signed;
 use cloison_proto::version::{MeshTime, Timestamp, Version};
 use cloison_proto::view::{Items, Op, StateHash};
 
@@ -56,6 +57,8 @@ pub enum Event {
     Nacked(Nack),
     /// Where the host may be reached.
     Moved(Vec<Endpoint>),
+    /// Which view it has in force, as somebody signed it.
+    Held(Signed),
     /// How it does.
     Reported(Report),
     /// It wants a new certificate.
@@ -154,6 +157,7 @@ impl Link {
                 report.unenforced.iter_mut().for_each(|instance| cut(&mut instance.reason));
                 Some(Event::Reported(report))
             }
+            Some(AgentMessage::Held(held)) => Some(Event::Held(held.view)),
             Some(AgentMessage::RenewCertificate(_)) => Some(Event::RenewCertificate),
         })
     }

@@ -303,7 +303,13 @@ async fn identify(shared: &Shared, connection: &Connection) -> Result<LinkedHost
         .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok());
     let chain = identity.map_or_else(Vec::new, |chain| *chain);
     let linked = shared.verifier.host_of(&chain, shared.store.now())?;
-    shared.store.admit_certificate(linked.host, linked.serial).await??;
+    let admitted = shared.store.admit_certificate(linked.host, linked.serial).await?;
+    if admitted == Err(HostRefusal::Unknown) {
+        // It joined in a time that this database has lost, if it was restored from a backup.
+        let source = connection.remote_address().ip().to_canonical();
+        shared.store.record_sighting(linked.host, None, source).await?;
+    }
+    admitted?;
     Ok(linked)
 }
 

@@ -149,10 +149,11 @@ pub(super) async fn link(shared: &Shared, connection: &Connection, linked: Linke
         address: connection.remote_address().ip(),
         incarnation: record.incarnation,
     };
+    shared.store.record_sighting(linked.host, None, peer.address.to_canonical()).await?;
     let (mut session, effects) = Session::open(&shared.hub, peer, &first, shared.now())?;
     tracing::info!(host = %linked.host, "a host linked");
     for effect in effects {
-        perform(shared, &linked, &mut session, effect).await?;
+        perform(shared, connection, &linked, &mut session, effect).await?;
     }
     let certificates = [record.certificates.current, record.certificates.next].into_iter().flatten();
     let ends = certificates
@@ -204,7 +205,7 @@ impl Served<'_> {
             tokio::select! {
                 frame = wire.read() => {
                     if let Some(effect) = session.on_frame(&frame?, shared.now())? {
-                        perform(shared, &self.linked, session, effect).await?;
+                        perform(shared, self.connection, &self.linked, session, effect).await?;
                     }
                 }
                 () = slot.woken() => session.refresh(shared.store.now()),
@@ -213,7 +214,7 @@ impl Served<'_> {
                     session.refresh(shared.store.now());
                     if noted.elapsed() >= TICK {
                         noted = Instant::now();
-                        perform(shared, &self.linked, session, session.contact()).await?;
+                        perform(shared, self.connection, &self.linked, session, session.contact()).await?;
                     }
                 }
             }
@@ -243,13 +244,25 @@ fn until(due: Option<MeshTime>, now: MeshTime) -> Duration {
     })
 }
 
-async fn perform(shared: &Shared, linked: &LinkedHost, session: &mut Session, effect: Effect) -> Result<(), LinkError> {
+async fn perform(
+    shared: &Shared,
+    connection: &Connection,
+    linked: &LinkedHost,
+    session: &mut Session,
+    effect: Effect,
+) -> Result<(), LinkError> {
     match effect {
         Effect::NoteSeen(incarnation) => shared.store.record_seen(linked.host, incarnation).await?,
         Effect::NoteCloned => {
             tracing::warn!(host = %linked.host, "two machines use this host's keys, by all appearance");
             shared.store.record_cloned(linked.host).await?;
         }
+        Effect::NoteHeld(version) => {
+            let source = connection.remote_address().ip().to_canonical();
+            shared.store.record_sighting(linked.host, Some(version), source).await?;
+        }
+        // Nothing is issued meanwhile. The agent asks again.
+        Effect::IssueCertificate if shared.store.inventory().read_only.is_some() => {}
         Effect::IssueCertificate => {
             if !shared.may_renew(&linked.identity) {
                 tracing::warn!(host = %linked.host, "a host asks for certificates too often");

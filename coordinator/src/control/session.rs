@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use cloison_proto::control::frame::Frame;
 use cloison_proto::id::HostId;
-use cloison_proto::version::{MeshTime, Timestamp};
+use cloison_proto::version::{MeshTime, Timestamp, Version};
 
 use super::link::{Event, Fault, Link};
 use crate::publish::{Farewell, Hub, Slot};
@@ -36,6 +36,8 @@ pub struct Now {
 pub enum Effect {
     /// Note that the host is in contact.
     NoteSeen(u64),
+    /// The host proved by this coordinator's own signature that it was given this version: note it, if the store is behind it.
+    NoteHeld(Version),
     /// Audit that its keys are used by two machines.
     NoteCloned,
     /// Issue a certificate, and give it to [`Session::on_certificate`].
@@ -104,6 +106,7 @@ impl Session {
             }
             Some(Event::Moved(endpoints)) => self.hub.moved(self.host, &self.slot, endpoints),
             Some(Event::Reported(report)) => self.hub.reported(self.host, &self.slot, report),
+            Some(Event::Held(view)) => return Ok(self.hub.held(self.host, &view).map(Effect::NoteHeld)),
             Some(Event::RenewCertificate) => return Ok(Some(Effect::IssueCertificate)),
         }
         Ok(None)

@@ -425,6 +425,7 @@ allow:
             lease: std::time::Duration::from_secs(60),
             addresses: Arc::new([]),
             policy: None,
+            read_only: None,
             hosts: Arc::new([host(1)?, host(2)?].into()),
             instances: Arc::new(instances),
         };

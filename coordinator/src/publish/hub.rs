@@ -316,6 +316,17 @@ impl Hub {
         self.changed.send_replace(());
     }
 
+    /// Takes back every view: hosts go on until their leases end, and are given nothing meanwhile. Their links stay.
+    pub(super) fn suspend(&self) {
+        let mut state = self.state.lock();
+        state.version = Version::default();
+        for entry in state.hosts.values_mut() {
+            (entry.offer, entry.previous) = (None, None);
+        }
+        drop(state);
+        self.changed.send_replace(());
+    }
+
     /// Closes all links; no link begins any more.
     pub fn shut_down(&self) {
         let mut state = self.state.lock();
@@ -430,6 +441,13 @@ impl Hub {
                 entry.previous = None;
             }
         });
+    }
+
+    /// The version of the view that a host shows, if this coordinator signed it, for this host.
+    #[must_use]
+    pub fn held(&self, host: HostId, view: &Signed) -> Option<Version> {
+        let header = Header::open(view, &self.roots.view_key().verifying()).ok()?;
+        ((header.mesh, header.host) == (self.mesh(), host)).then_some(header.version)
     }
 
     /// The host refused a view.

@@ -65,6 +65,8 @@ pub struct Publisher {
 /// What was published last.
 #[derive(Debug, Default)]
 struct Memory {
+    /// Generation of that inventory.
+    generation: u64,
     /// Content revision of the inventory that it was compiled from.
     content: Option<u64>,
     fingerprints: HashMap<HostId, [u8; 32]>,
@@ -133,6 +135,17 @@ impl Publisher {
         let inventory = self.store.inventory();
         // Revocation must not wait for the compiler.
         self.hub.set_hosts(inventory.hosts.keys().copied(), inventory.overlay);
+        if inventory.read_only.is_some() || memory.generation != inventory.version.generation {
+            // Another generation: what was compiled for the one before says nothing.
+            *memory = Memory {
+                generation: inventory.version.generation,
+                ..Memory::default()
+            };
+        }
+        if inventory.read_only.is_some() {
+            self.hub.suspend();
+            return Ok(());
+        }
         let trust = self.roots.statements(&inventory.addresses);
         if memory.content == Some(inventory.content_revision) {
             self.hub.publish(inventory.version, Vec::new());

@@ -26,8 +26,21 @@ pub(super) enum Reach {
     Withdrawal,
     /// The revision rises; views stay as they are.
     Revision,
+    /// A leaf in the audit, and an inventory that is read anew: something about the mesh as a whole changed, no version.
+    Reload,
     /// A leaf in the audit and nothing else.
     Leaf,
+}
+
+/// What a change is held up by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Urgency {
+    /// By a full disk, as soon as the room held back is in use, and by a database that may be an old one.
+    CanWait,
+    /// By a database that may be an old one.
+    Urgent,
+    /// By nothing: it is about that very state.
+    Always,
 }
 
 /// A change under way. It holds the only writing connection.
@@ -44,14 +57,31 @@ pub(super) struct Change {
 impl Store {
     /// Begins a change that needs `scope`. The credential is judged inside the transaction: one that was revoked a moment ago is too late.
     pub(super) async fn begin(&self, context: Context, scope: Scope) -> Result<Change, StoreError> {
-        let mut change = self.begin_unjudged(context).await?;
+        self.begin_judged(context, scope, Urgency::CanWait).await
+    }
+
+    /// Begins a change that takes something away, and needs `scope`: the room that is held back is there for it.
+    pub(super) async fn begin_withdrawal(&self, context: Context, scope: Scope) -> Result<Change, StoreError> {
+        self.begin_judged(context, scope, Urgency::Urgent).await
+    }
+
+    async fn begin_judged(&self, context: Context, scope: Scope, urgency: Urgency) -> Result<Change, StoreError> {
+        let mut change = self.begin_unjudged(context, urgency).await?;
         change.authorise(scope).await?;
         Ok(change)
     }
 
     /// Begins a change that brings its own proof: a join, or the coordinator's own bookkeeping.
-    pub(super) async fn begin_unjudged(&self, context: Context) -> Result<Change, StoreError> {
+    pub(super) async fn begin_unjudged(&self, context: Context, urgency: Urgency) -> Result<Change, StoreError> {
         let turn = self.0.turn.clone().lock_owned().await;
+        if let Some(read_only) = self.inventory().read_only
+            && urgency != Urgency::Always
+        {
+            return Err(StoreError::ReadOnly(read_only));
+        }
+        if urgency == Urgency::CanWait && self.is_short_of_room() {
+            return Err(StoreError::StorageFull);
+        }
         Ok(Change {
             turn,
             store: self.clone(),
@@ -67,7 +97,7 @@ impl Store {
     /// [`StoreError::Database`].
     pub async fn probe(&self) -> Result<(), StoreError> {
         self.audit_head().await?;
-        let change = self.begin_unjudged(Context::of(Actor::Coordinator)).await?;
+        let change = self.begin_unjudged(Context::of(Actor::Coordinator), Urgency::Always).await?;
         Ok(change.transaction.rollback().await?)
     }
 
@@ -114,10 +144,17 @@ impl Change {
                 self.raise_revision(&mut after, reach).await?;
                 Some(after)
             }
+            Reach::Reload => snapshot::load(self.db(), &before.hosts).await?,
             Reach::Leaf => None,
         };
         let entry = Entry::done(self.context, action, objects);
         self.commit(entry, after.map(Arc::new)).await
+    }
+
+    /// Writes a leaf of its own for one part of a change that has several.
+    pub(super) async fn leaf(&mut self, action: Action, objects: &[Object]) -> Result<(), StoreError> {
+        let (entry, now) = (Entry::done(self.context, action, objects), self.now);
+        log::append(self.db(), &entry, now).await
     }
 
     /// Completes a change that is only a refusal's leaf.

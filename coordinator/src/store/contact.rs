@@ -11,7 +11,7 @@ use cloison_proto::key::IdentityKey;
 use cloison_proto::version::MeshTime;
 
 use super::Store;
-use super::change::Reach;
+use super::change::{Reach, Urgency};
 use super::error::StoreError;
 use super::hosts::{self, view_mark};
 use super::model::{HostRefusal, Serial, ViewMark};
@@ -32,13 +32,13 @@ impl Store {
     /// [`StoreError::Database`].
     pub async fn record_seen(&self, id: HostId, incarnation: u64) -> Result<(), StoreError> {
         match self.try_record_seen(id, incarnation).await {
-            Err(StoreError::StorageFull) => Ok(()),
+            Err(StoreError::StorageFull | StoreError::ReadOnly(_)) => Ok(()),
             done => done,
         }
     }
 
     async fn try_record_seen(&self, id: HostId, incarnation: u64) -> Result<(), StoreError> {
-        let mut change = self.begin_unjudged(Context::of(Actor::Host(id))).await?;
+        let mut change = self.begin_unjudged(Context::of(Actor::Host(id)), Urgency::CanWait).await?;
         let now = change.now_db();
         sqlx::query(
             "UPDATE host SET last_seen = $2, incarnation = $3 \
@@ -58,7 +58,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Database`].
     pub async fn record_cloned(&self, id: HostId) -> Result<(), StoreError> {
-        let change = self.begin_unjudged(Context::of(Actor::Coordinator)).await?;
+        let change = self.begin_unjudged(Context::of(Actor::Coordinator), Urgency::Urgent).await?;
         change
             .finish(Reach::Leaf, Action::HostCloned, &[Object::Host(id)])
             .await
@@ -81,7 +81,7 @@ impl Store {
         if marks.is_empty() {
             return Ok(());
         }
-        let mut change = self.begin_unjudged(Context::of(Actor::Coordinator)).await?;
+        let mut change = self.begin_unjudged(Context::of(Actor::Coordinator), Urgency::Urgent).await?;
         for (id, mark) in marks {
             sqlx::query("UPDATE host SET view_revision = $2, view_hash = $3 WHERE id = $1")
                 .bind(id.to_string())
@@ -124,7 +124,7 @@ impl Store {
     }
 
     async fn try_record_certificate(&self, id: HostId, serial: Serial, not_after: MeshTime) -> Result<(), StoreError> {
-        let mut change = self.begin_unjudged(Context::of(Actor::Host(id))).await?;
+        let mut change = self.begin_unjudged(Context::of(Actor::Host(id)), Urgency::Urgent).await?;
         if hosts::record(change.db(), id).await?.revoked_at.is_some() {
             return Err(StoreError::Revoked(id));
         }
@@ -163,10 +163,14 @@ impl Store {
         if record.certificates.current.is_some_and(|(current, _)| current == serial) {
             return Ok(Ok(()));
         }
+        if self.inventory().read_only.is_some() {
+            // Its certificate may be younger than this database. A link gives it nothing, but it can show what it knows.
+            return Ok(Ok(()));
+        }
         if record.certificates.next.is_none_or(|(next, _)| next != serial) {
             return Ok(Err(HostRefusal::Superseded));
         }
-        let mut change = self.begin_unjudged(Context::of(Actor::Host(id))).await?;
+        let mut change = self.begin_unjudged(Context::of(Actor::Host(id)), Urgency::Urgent).await?;
         let promoted = sqlx::query(
             "UPDATE host SET cert_serial = next_serial, cert_not_after = next_not_after, next_serial = NULL, next_not_after = NULL \
              WHERE id = $1 AND next_serial = $2 AND revoked_at IS NULL",

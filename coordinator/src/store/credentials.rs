@@ -9,12 +9,13 @@ use cloison_proto::version::MeshTime;
 use sqlx::{FromRow, SqliteConnection};
 
 use super::Store;
-use super::change::Reach;
+use super::change::{Change, Reach, Urgency};
 use super::error::StoreError;
 use super::model::{CredentialRecord, CredentialSpec, NewCredential};
 use super::row::{Table, time, to_json};
 use crate::audit::{Action, Actor, Context, Object};
 use crate::credential::{CredentialText, Principal, Scope};
+use crate::entropy::Environment;
 
 /// Longest life of a credential: a year and a month, so that a yearly renewal has room.
 pub(super) const MAX_LIFETIME: Duration = Duration::from_secs(400 * 86_400);
@@ -45,25 +46,11 @@ impl Store {
     pub async fn create_credential(&self, context: Context, spec: CredentialSpec) -> Result<NewCredential, StoreError> {
         check(&spec)?;
         let mut change = self.begin(context, Scope::Owner).await?;
-        let text = CredentialText {
-            id: CredentialId(self.0.env.random()?),
-            secret: Secret32::from_bytes(self.0.env.random()?),
-        };
-        let expires = change.now.plus(spec.lifetime);
-        let now = change.now_db();
-        sqlx::query("INSERT INTO credential (id, secret_hash, name, scopes, created_at, expires) VALUES ($1, $2, $3, $4, $5, $6)")
-            .bind(text.id.to_string())
-            .bind(text.secret.hash().as_slice())
-            .bind(&spec.name)
-            .bind(to_json(&spec.scopes)?)
-            .bind(now)
-            .bind(time(expires))
-            .execute(change.db())
-            .await?;
+        let made = insert(&mut change, &self.0.env, &spec).await?;
         change
-            .finish(Reach::Revision, Action::CredentialCreate, &[Object::Credential(text.id)])
+            .finish(Reach::Revision, Action::CredentialCreate, &[Object::Credential(made.text.id)])
             .await?;
-        Ok(NewCredential { text, expires })
+        Ok(made)
     }
 
     /// All credentials, the newest first.
@@ -94,7 +81,7 @@ impl Store {
         } else {
             Scope::Owner
         };
-        let mut change = self.begin(context, scope).await?;
+        let mut change = self.begin_withdrawal(context, scope).await?;
         let now = change.now_db();
         let revoked = sqlx::query("UPDATE credential SET revoked_at = $2 WHERE id = $1 AND revoked_at IS NULL")
             .bind(id.to_string())
@@ -131,7 +118,7 @@ impl Store {
         if record.last_used.is_none_or(|at| at.plus(USED_GRAIN) <= now) {
             match self.note_used(record.id).await {
                 // A full disk keeps nobody out, above all not whoever comes to revoke; it is noted at the next call.
-                Ok(()) | Err(StoreError::StorageFull) => {}
+                Ok(()) | Err(StoreError::StorageFull | StoreError::ReadOnly(_)) => {}
                 Err(other) => return Err(other),
             }
         }
@@ -139,7 +126,7 @@ impl Store {
     }
 
     async fn note_used(&self, id: CredentialId) -> Result<(), StoreError> {
-        let mut change = self.begin_unjudged(Context::of(Actor::Credential(id))).await?;
+        let mut change = self.begin_unjudged(Context::of(Actor::Credential(id)), Urgency::CanWait).await?;
         let now = change.now_db();
         sqlx::query("UPDATE credential SET last_used = $2 WHERE id = $1")
             .bind(id.to_string())
@@ -148,6 +135,26 @@ impl Store {
             .await?;
         change.commit_note().await
     }
+}
+
+/// Draws a credential and keeps its hash.
+pub(super) async fn insert(change: &mut Change, env: &Environment, spec: &CredentialSpec) -> Result<NewCredential, StoreError> {
+    let text = CredentialText {
+        id: CredentialId(env.random()?),
+        secret: Secret32::from_bytes(env.random()?),
+    };
+    let expires = change.now.plus(spec.lifetime);
+    let now = change.now_db();
+    sqlx::query("INSERT INTO credential (id, secret_hash, name, scopes, created_at, expires) VALUES ($1, $2, $3, $4, $5, $6)")
+        .bind(text.id.to_string())
+        .bind(text.secret.hash().as_slice())
+        .bind(&spec.name)
+        .bind(to_json(&spec.scopes)?)
+        .bind(now)
+        .bind(time(expires))
+        .execute(change.db())
+        .await?;
+    Ok(NewCredential { text, expires })
 }
 
 /// The holder of a credential that is good at `now`, as this transaction sees it.

@@ -97,7 +97,7 @@ fn options(path: &Path) -> SqliteConnectOptions {
         .busy_timeout(Duration::from_secs(5))
 }
 
-fn pool(connections: u32) -> SqlitePoolOptions {
+pub(super) fn pool(connections: u32) -> SqlitePoolOptions {
     SqlitePoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(ACQUIRE_TIMEOUT)
@@ -174,7 +174,7 @@ async fn check_sound(path: &Path, writer: &SqlitePool) -> Result<(), OpenError> 
 }
 
 /// Refuses a database that a newer program wrote, and one that is none of ours.
-async fn check_schema(path: &Path, writer: &SqlitePool) -> Result<(), OpenError> {
+pub(super) async fn check_schema(path: &Path, writer: &SqlitePool) -> Result<(), OpenError> {
     let tables: i64 = sqlx::query_scalar("SELECT count(*) FROM sqlite_master WHERE name IN ('_sqlx_migrations', 'mesh')")
         .fetch_one(writer)
         .await
@@ -188,15 +188,20 @@ async fn check_schema(path: &Path, writer: &SqlitePool) -> Result<(), OpenError>
         .fetch_one(writer)
         .await
         .map_err(|source| failed(path, source))?;
-    let known = MIGRATOR.iter().map(|migration| migration.version).max().unwrap_or(0);
+    let known = known_schema();
     match found {
         Some(found) if found > known => Err(OpenError::Newer { found, known }),
         _ => Ok(()),
     }
 }
 
+/// The newest schema that this program knows.
+pub(super) fn known_schema() -> i64 {
+    MIGRATOR.iter().map(|migration| migration.version).max().unwrap_or(0)
+}
+
 /// What it means that the database at `path` cannot be opened or read.
-fn failed(path: &Path, source: sqlx::Error) -> OpenError {
+pub(super) fn failed(path: &Path, source: sqlx::Error) -> OpenError {
     let path = path.display().to_string();
     match result_code(&source) {
         Some(SQLITE_CORRUPT | SQLITE_NOTADB) => OpenError::Damaged {

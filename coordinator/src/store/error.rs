@@ -5,7 +5,7 @@ use cloison_proto::label::HostName;
 
 use super::model::GateRefusal;
 use crate::entropy::EntropyError;
-use crate::inventory::PolicyVersion;
+use crate::inventory::{PolicyVersion, ReadOnly};
 
 /// Why something could not be written or read.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +52,9 @@ pub enum StoreError {
     /// The host is revoked: nothing about it changes any more.
     #[error("host {0} was revoked: that is final; let the machine join again with a new token")]
     Revoked(HostId),
+    /// The database may be behind its own mesh.
+    #[error("{0}")]
+    ReadOnly(ReadOnly),
     /// The disk is full.
     #[error("the disk under the data directory is full: free some space; nothing was changed")]
     StorageFull,

@@ -154,14 +154,8 @@ impl Store {
     }
 
     async fn try_revoke_host(&self, context: Context, id: HostId) -> Result<u64, StoreError> {
-        let mut change = self.begin(context, Scope::Operate).await?;
-        living(&mut change, id).await?;
-        let now = change.now_db();
-        sqlx::query("UPDATE host SET revoked_at = $2 WHERE id = $1")
-            .bind(id.to_string())
-            .bind(now)
-            .execute(change.db())
-            .await?;
+        let mut change = self.begin_withdrawal(context, Scope::Operate).await?;
+        withdraw(&mut change, id).await?;
         change.finish(Reach::Withdrawal, Action::HostRevoke, &[Object::Host(id)]).await
     }
 
@@ -178,6 +172,18 @@ impl Store {
             .await?;
         change.finish(Reach::Inventory, Action::HostSettle, &[Object::Host(id)]).await
     }
+}
+
+/// Makes a living host a revoked one.
+pub(super) async fn withdraw(change: &mut Change, id: HostId) -> Result<(), StoreError> {
+    living(change, id).await?;
+    let now = change.now_db();
+    sqlx::query("UPDATE host SET revoked_at = $2 WHERE id = $1")
+        .bind(id.to_string())
+        .bind(now)
+        .execute(change.db())
+        .await?;
+    Ok(())
 }
 
 /// The record of a host that is not revoked.

@@ -6,11 +6,12 @@
 //!
 //! The files: `db` opens the database and maps its errors; `change` is the transaction; `snapshot` reads an inventory; `addresses` gives
 //! instances their addresses; `mesh`, `policy`, `hosts`, `contact`, `tokens`, `redeem`, `credentials` and `log` are the use cases; `reserve` is
-//! room for those of them that cannot wait.
+//! room for those of them that cannot wait; `backup` copies the database while it is in use, and `recover` is the way back from a copy.
 //!
 //! SQL stays portable between SQLite and Postgres: `$1`, `ON CONFLICT`, `RETURNING`, ids as text, times as integers.
 
 mod addresses;
+mod backup;
 mod change;
 mod contact;
 mod credentials;
@@ -22,6 +23,7 @@ mod mesh;
 mod model;
 mod policy;
 mod publish;
+mod recover;
 mod redeem;
 mod reserve;
 mod row;
@@ -41,8 +43,10 @@ use cloison_proto::version::MeshTime;
 use sqlx::SqlitePool;
 use tokio::sync::{Mutex, watch};
 
+pub use backup::{DatabaseFacts, copy_database, database_facts, known_schema};
 pub use error::{OpenError, RedeemError, StoreError};
 pub use model::*;
+pub use recover::{Recovered, Recovery, Sighting};
 
 use crate::entropy::Environment;
 use crate::inventory::Inventory;

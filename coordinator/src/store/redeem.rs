@@ -12,7 +12,7 @@ use cloison_proto::label::HostName;
 use sqlx::SqliteConnection;
 
 use super::Store;
-use super::change::{Change, Reach};
+use super::change::{Change, Reach, Urgency};
 use super::error::{RedeemError, StoreError};
 use super::hosts::{self, holder_of, set_labels};
 use super::model::{Redeemed, Redemption};
@@ -49,7 +49,14 @@ impl Store {
     /// # Errors
     /// [`RedeemError::Denied`] with a cause that only the audit may learn; [`RedeemError::Store`] if it could not be judged.
     pub async fn redeem_token(&self, attempt: &Redemption) -> Result<Redeemed, RedeemError> {
-        let mut change = self.begin_unjudged(Context::of(Actor::Joiner(attempt.token))).await?;
+        let begun = self
+            .begin_unjudged(Context::of(Actor::Joiner(attempt.token)), Urgency::CanWait)
+            .await;
+        let mut change = match begun {
+            // From outside a refusal like all others; there is no leaf, because nothing is written.
+            Err(StoreError::ReadOnly(_)) => return Err(RedeemError::Denied(Cause::ReadOnly)),
+            begun => begun?,
+        };
         let cause = match judge(&mut change, attempt).await? {
             Verdict::Join(token) => match self.join(change, attempt, token).await {
                 Ok(redeemed) => return Ok(redeemed),
@@ -88,7 +95,7 @@ impl Store {
             objects.push(Object::Suppressed(suppressed));
         }
         let context = Context::of(Actor::Joiner(token));
-        let change = self.begin_unjudged(context).await?;
+        let change = self.begin_unjudged(context, Urgency::CanWait).await?;
         change
             .finish_refused(Entry {
                 context,

@@ -12,7 +12,7 @@ use sqlx::{FromRow, SqliteConnection, SqlitePool};
 
 use super::error::StoreError;
 use super::row::Table;
-use crate::inventory::{CoordinatorAddress, Host, Hosts, Instances, Inventory, Placement, PolicyVersion, StoredPolicy};
+use crate::inventory::{CoordinatorAddress, Host, Hosts, Instances, Inventory, Placement, PolicyVersion, ReadOnly, StoredPolicy};
 
 /// The inventory of a database that was just opened; `None` if no mesh was put into it.
 pub(super) async fn load_first(pool: &SqlitePool) -> Result<Option<Inventory>, StoreError> {
@@ -45,8 +45,19 @@ pub(super) async fn load(db: &mut SqliteConnection, known: &Hosts) -> Result<Opt
         lease: Duration::from_secs(table.number(mesh.lease_seconds)?),
         addresses: table.json::<Vec<CoordinatorAddress>>(&mesh.addresses)?.into(),
         policy: policy.map(PolicyRow::read).transpose()?.map(Arc::new),
+        read_only: mesh.read_only()?,
         hosts: Arc::new(hosts(db, known).await?),
         instances: Arc::new(instances(db, overlay).await?),
+    }))
+}
+
+/// The two columns that say that nothing may change. A word that this program does not know is a doubt, too.
+pub(super) fn read_only(why: Option<&str>, since: Option<i64>) -> Result<Option<ReadOnly>, StoreError> {
+    let table = Table("mesh");
+    let Some(why) = why else { return Ok(None) };
+    Ok(Some(ReadOnly {
+        why: table.parse(why)?,
+        since: table.time(since.unwrap_or(0))?,
     }))
 }
 
@@ -61,9 +72,15 @@ struct MeshRow {
     overlay_v6: String,
     lease_seconds: i64,
     addresses: String,
+    read_only: Option<String>,
+    read_only_since: Option<i64>,
 }
 
 impl MeshRow {
+    fn read_only(&self) -> Result<Option<ReadOnly>, StoreError> {
+        read_only(self.read_only.as_deref(), self.read_only_since)
+    }
+
     fn overlay(&self) -> Result<OverlayRange, StoreError> {
         let table = Table("mesh");
         let (v4, v6) = (table.parse(&self.overlay_v4)?, table.parse(&self.overlay_v6)?);

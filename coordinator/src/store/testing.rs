@@ -65,7 +65,7 @@ pub(crate) async fn reopen(path: &Path) -> Result<Store, OpenError> {
 impl Store {
     /// Keeps the writer busy until the answer is dropped.
     pub(crate) async fn hang(&self) -> Result<impl Sized, StoreError> {
-        self.begin_unjudged(LOCAL).await
+        self.begin_unjudged(LOCAL, super::change::Urgency::Always).await
     }
 }
 

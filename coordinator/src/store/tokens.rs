@@ -108,7 +108,7 @@ impl Store {
     }
 
     async fn try_revoke_token(&self, context: Context, id: TokenId) -> Result<(), StoreError> {
-        let mut change = self.begin(context, Scope::Enroll).await?;
+        let mut change = self.begin_withdrawal(context, Scope::Enroll).await?;
         let now = change.now_db();
         let revoked = sqlx::query("UPDATE token SET revoked_at = $2 WHERE id = $1 AND revoked_at IS NULL")
             .bind(id.to_string())

@@ -62,6 +62,7 @@ pub fn inventory(policy: &Policy, hosts: impl IntoIterator<Item = Host>) -> Outc
         lease: Duration::from_secs(86_400),
         addresses: Arc::new([]),
         policy: None,
+        read_only: None,
         hosts: Arc::new(hosts),
         instances: Arc::new(instances),
     }))

@@ -74,6 +74,8 @@ codes! {
     RateLimited = "rate_limited", 429;
     /// Something is wrong inside the coordinator.
     Internal = "internal", 500;
+    /// The coordinator may be behind its own mesh, and changes nothing until `cloison-coordinator recover`.
+    ReadOnly = "read_only", 503;
     /// The coordinator is not ready.
     Unavailable = "unavailable", 503;
     /// The coordinator's disk is full.

@@ -38,6 +38,9 @@ pub struct MeshStatus {
     pub instances: u32,
     /// The hosts on which the view compiled last is not in force, at most 100 of them.
     pub not_applied: Vec<NotApplied>,
+    /// Why the coordinator changes and publishes nothing until `cloison-coordinator recover`; absent in all other meshes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_only: Option<String>,
     /// What an operator should look at.
     pub warnings: Vec<String>,
 }

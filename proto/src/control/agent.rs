@@ -6,6 +6,7 @@ use minicbor::{Decode, Encode};
 
 use super::frame::{Frame, FrameError, Message};
 use crate::label::ComponentName;
+use crate::signed::Signed;
 use crate::version::Version;
 use crate::view::StateHash;
 
@@ -115,6 +116,16 @@ pub struct Report {
     pub ignored_items: u64,
 }
 
+/// The view that this host has in force, as the coordinator signed it. To a coordinator that was restored from a backup it proves what that
+/// one has forgotten; nothing else follows from it.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Held {
+    /// The signed header.
+    #[n(0)]
+    pub view: Signed,
+}
+
 /// Asks for a new certificate for the identity key of this link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
@@ -167,5 +178,6 @@ messages! {
         4 Endpoints,
         5 Report,
         6 RenewCertificate,
+        8 Held,
     }
 }

@@ -84,6 +84,7 @@ impl Mesh {
             lease: LEASE,
             addresses: Arc::new([]),
             policy: None,
+            read_only: None,
             hosts: Arc::new(hosts.values().map(|host| (host.id, host.clone())).collect()),
             instances: Arc::new(instances.clone()),
         };
