@@ -8,6 +8,7 @@
 //! - [`trust`]: the roots, certificates by role, and who a certificate chain speaks for.
 //! - [`enrollment`]: from a token to a host with a certificate.
 //! - [`backup`], [`recover`]: everything into one file, out of one file again, and how a coordinator goes on that agents know better than.
+//! - [`failpoint`]: where tests make the program die.
 //! - [`args`], [`config`], [`data_dir`], [`init`], [`run`], [`systemd`]: the program.
 
 #![forbid(unsafe_code)]
@@ -23,6 +24,7 @@ pub mod credential;
 pub mod data_dir;
 pub mod enrollment;
 pub mod entropy;
+pub mod failpoint;
 pub mod init;
 pub mod inventory;
 pub mod policy;

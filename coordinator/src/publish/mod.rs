@@ -24,6 +24,7 @@ pub use endpoint::candidates;
 pub use gate::{Gate, Policies, Unreadable};
 pub use hub::{Farewell, Hub, Offer, Progress, Refusal, Slot, Welcome};
 
+use crate::failpoint::failpoint;
 use crate::inventory::Inventory;
 use crate::policy::{Plan, ViewLimit};
 use crate::store::{Store, StoreError, ViewMark};
@@ -162,7 +163,9 @@ impl Publisher {
             Ok::<_, ViewLimit>(compile(&plan, &trust, &known))
         });
         let pass = pass.await.map_err(|_| PublishError::Compiler)??;
+        failpoint!(Compiled);
         self.keep(&mut memory, &inventory, &pass).await?;
+        failpoint!(ViewsKept);
         let offers = self.sign(&memory, &inventory, pass.compiled);
         for (host, error) in &pass.failed {
             tracing::error!(%host, %error, "a host's view could not be compiled; its lease is not renewed");

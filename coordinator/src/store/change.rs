@@ -15,6 +15,7 @@ use super::row::{Table, time};
 use super::{EXIT_IO, Store, addresses, log, snapshot};
 use crate::audit::{Action, Actor, Context, Entry, Object};
 use crate::credential::{Scope, includes};
+use crate::failpoint::failpoint;
 use crate::inventory::Inventory;
 
 /// How far a change reaches.
@@ -82,10 +83,13 @@ impl Store {
         if urgency == Urgency::CanWait && self.is_short_of_room() {
             return Err(StoreError::StorageFull);
         }
+        failpoint!(BeforeBegin);
+        let transaction = self.transaction().await?;
+        failpoint!(Begun);
         Ok(Change {
             turn,
             store: self.clone(),
-            transaction: self.transaction().await?,
+            transaction,
             context,
             now: self.now(),
         })
@@ -171,6 +175,7 @@ impl Change {
             });
         };
         after.instances = Arc::new(addresses::reconcile(self.db(), &after, now).await?);
+        failpoint!(AddressesGiven);
         self.raise_revision(&mut after, reach).await?;
         let gate = self.store.0.gate.load_full().filter(|_| reach == Reach::Inventory);
         match gate {
@@ -192,17 +197,21 @@ impl Change {
                 .execute(self.db())
                 .await?;
         }
+        failpoint!(RevisionRaised);
         Ok(())
     }
 
     async fn commit(mut self, entry: Entry, after: Option<Arc<Inventory>>) -> Result<u64, StoreError> {
         let now = self.now;
         log::append(self.db(), &entry, now).await?;
+        failpoint!(LeafWritten);
         let Self {
             turn, store, transaction, ..
         } = self;
         let committed = tokio::spawn(async move {
+            failpoint!(BeforeCommit);
             let result = transaction.commit().await.map_err(StoreError::from);
+            failpoint!(Committed);
             match (&result, after) {
                 (Ok(()), Some(after)) => {
                     store.0.inventory.send_replace(after);
@@ -212,6 +221,7 @@ impl Change {
             }
             let revision = store.inventory().version.revision;
             drop(turn);
+            failpoint!(Unanswered);
             result.map(|()| revision)
         });
         committed
@@ -222,6 +232,7 @@ impl Change {
     /// Commits what needs neither leaf nor revision: notes about contact with hosts.
     pub(super) async fn commit_note(self) -> Result<(), StoreError> {
         let result = self.transaction.commit().await.map_err(StoreError::from);
+        failpoint!(NoteCommitted);
         if let Err(error) = &result
             && !matches!(error, StoreError::StorageFull)
         {

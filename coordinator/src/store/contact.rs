@@ -17,6 +17,7 @@ use super::hosts::{self, view_mark};
 use super::model::{HostRefusal, Serial, ViewMark};
 use super::row::{Table, number, time};
 use crate::audit::{Action, Actor, Context, Object};
+use crate::failpoint::failpoint;
 
 /// How old `last_seen` may grow before it is written again: contact is constant, and each write waits for the disk.
 const SEEN_GRAIN_SECONDS: i64 = 600;
@@ -134,6 +135,7 @@ impl Store {
             .bind(time(not_after))
             .execute(change.db())
             .await?;
+        failpoint!(CertificateWritten);
         change
             .finish(Reach::Leaf, Action::CertificateIssue, &[Object::Host(id)])
             .await

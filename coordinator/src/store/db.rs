@@ -11,6 +11,8 @@ use sqlx::migrate::Migrator;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 
 use super::error::{OpenError, StoreError};
+#[cfg(feature = "failpoints")]
+use crate::failpoint::failpoint;
 
 static MIGRATOR: Migrator = sqlx::migrate!("./migrations");
 
@@ -117,6 +119,31 @@ async fn readers(path: &Path) -> Result<SqlitePool, OpenError> {
 }
 
 async fn migrate(path: &Path, writer: &SqlitePool) -> Result<(), OpenError> {
+    #[cfg(feature = "failpoints")]
+    at_commit(writer, true).await.map_err(|source| failed(path, source))?;
+    let migrated = run_migrations(path, writer).await;
+    #[cfg(feature = "failpoints")]
+    at_commit(writer, false).await.map_err(|source| failed(path, source))?;
+    migrated
+}
+
+/// Has the engine say when a migration is written and about to be committed.
+#[cfg(feature = "failpoints")]
+async fn at_commit(writer: &SqlitePool, on: bool) -> sqlx::Result<()> {
+    let mut connection = writer.acquire().await?;
+    let mut handle = connection.lock_handle().await?;
+    if on {
+        handle.set_commit_hook(|| {
+            failpoint!(Migrating);
+            true
+        });
+    } else {
+        handle.remove_commit_hook();
+    }
+    Ok(())
+}
+
+async fn run_migrations(path: &Path, writer: &SqlitePool) -> Result<(), OpenError> {
     MIGRATOR.run(writer).await.map_err(|source| OpenError::Migrate {
         path: path.display().to_string(),
         source,

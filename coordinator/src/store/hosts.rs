@@ -15,6 +15,7 @@ use super::row::Table;
 use super::snapshot::{self, HostRow};
 use crate::audit::{Action, Context, Object};
 use crate::credential::Scope;
+use crate::failpoint::failpoint;
 
 #[derive(FromRow)]
 pub(super) struct RecordRow {
@@ -183,6 +184,7 @@ pub(super) async fn withdraw(change: &mut Change, id: HostId) -> Result<(), Stor
         .bind(now)
         .execute(change.db())
         .await?;
+    failpoint!(HostRevoked);
     Ok(())
 }
 
@@ -235,6 +237,7 @@ pub(super) async fn set_labels(db: &mut SqliteConnection, id: HostId, labels: &L
             .execute(&mut *db)
             .await?;
     }
+    failpoint!(LabelsWritten);
     Ok(())
 }
 

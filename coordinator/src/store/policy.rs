@@ -11,6 +11,7 @@ use super::row::{Table, number, to_json};
 use super::snapshot::PolicyRow;
 use crate::audit::{Action, Context, Object};
 use crate::credential::Scope;
+use crate::failpoint::failpoint;
 use crate::inventory::{PolicyVersion, StoredPolicy};
 
 /// Longest document, in bytes (DESIGN's limit for a policy body).
@@ -55,6 +56,7 @@ impl Store {
             .bind(number(version.0).saturating_sub(number(KEPT_POLICIES)))
             .execute(change.db())
             .await?;
+        failpoint!(PolicyWritten);
         let digest = Object::Digest(Sha256::digest(&write.text).into());
         let revision = change
             .finish(Reach::Inventory, Action::PolicyApply, &[Object::Policy(version), digest])

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use cloison_proto::id::{CredentialId, HostId, TokenId};
 use cloison_proto::version::{MeshTime, Version};
+use sqlx::FromRow;
 
 use super::Store;
 use super::change::{Change, Reach, Urgency};
@@ -62,6 +63,34 @@ pub struct Recovered {
     pub credentials: usize,
     /// The owner's new credential, unless the old ones were kept.
     pub credential: Option<NewCredential>,
+}
+
+#[derive(FromRow)]
+struct SightingRow {
+    host: String,
+    generation: Option<i64>,
+    revision: Option<i64>,
+    source: String,
+    seen_at: i64,
+}
+
+impl SightingRow {
+    fn read(&self) -> Result<Sighting, StoreError> {
+        let table = Table("sighting");
+        let version = match self.generation.zip(self.revision) {
+            Some((generation, revision)) => Some(Version {
+                generation: table.number(generation)?,
+                revision: table.number(revision)?,
+            }),
+            None => None,
+        };
+        Ok(Sighting {
+            host: table.parse(&self.host)?,
+            version,
+            source: table.parse(&self.source)?,
+            seen_at: table.time(self.seen_at)?,
+        })
+    }
 }
 
 impl Store {
@@ -136,27 +165,10 @@ impl Store {
     /// # Errors
     /// [`StoreError::Corrupt`].
     pub async fn sightings(&self) -> Result<Vec<Sighting>, StoreError> {
-        let table = Table("sighting");
-        let rows: Vec<(String, Option<i64>, Option<i64>, String, i64)> =
-            sqlx::query_as("SELECT host, generation, revision, source, seen_at FROM sighting ORDER BY host")
-                .fetch_all(&self.0.readers)
-                .await?;
-        let read = rows.into_iter().map(|(host, generation, revision, source, seen_at)| {
-            let version = match generation.zip(revision) {
-                Some((generation, revision)) => Some(Version {
-                    generation: table.number(generation)?,
-                    revision: table.number(revision)?,
-                }),
-                None => None,
-            };
-            Ok(Sighting {
-                host: table.parse(&host)?,
-                version,
-                source: table.parse(&source)?,
-                seen_at: table.time(seen_at)?,
-            })
-        });
-        read.collect()
+        let rows = sqlx::query_as::<_, SightingRow>("SELECT * FROM sighting ORDER BY host")
+            .fetch_all(&self.0.readers)
+            .await?;
+        rows.iter().map(SightingRow::read).collect()
     }
 
     /// Ends the state in which nothing changes: revokes these hosts, every enrollment token and (unless told otherwise) every API credential,

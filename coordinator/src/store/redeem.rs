@@ -20,6 +20,7 @@ use super::row::{Table, number};
 use super::tokens::TokenRow;
 use crate::audit::{Action, Actor, Cause, Context, Entry, Object};
 use crate::enrollment::token::{NameRule, SUFFIX_LEN, SourceRule};
+use crate::failpoint::failpoint;
 use crate::inventory::Host;
 
 /// How long the very same attempt may be repeated: an answer got lost on the way.
@@ -123,6 +124,7 @@ impl Store {
             contested: false,
         };
         consume(change.db(), &token).await?;
+        failpoint!(TokenConsumed);
         insert(change.db(), &host, &token).await?;
         let objects = [Object::Token(attempt.token), Object::Host(host.id), Object::Source(attempt.source)];
         match change.finish(Reach::Inventory, Action::HostJoin, &objects).await {
@@ -281,6 +283,7 @@ async fn insert(db: &mut SqliteConnection, host: &Host, token: &TokenRow) -> Res
     .bind(number(host.enrolled_at.0))
     .execute(&mut *db)
     .await?;
+    failpoint!(HostWritten);
     for (kind, key) in [("wg", host.wg_key.to_string()), ("identity", host.identity.to_string())] {
         sqlx::query("INSERT INTO host_key (kind, key, host) VALUES ($1, $2, $3)")
             .bind(kind)

@@ -17,6 +17,7 @@ use super::row::{Table, time, to_json};
 use crate::audit::{Action, Context, Object};
 use crate::credential::Scope;
 use crate::enrollment::token::NameRule;
+use crate::failpoint::failpoint;
 
 /// Most hosts that may join by one token.
 pub(super) const MAX_USES: u32 = 100;
@@ -74,6 +75,7 @@ impl Store {
         .bind(now)
         .execute(change.db())
         .await?;
+        failpoint!(TokenWritten);
         change.finish(Reach::Revision, Action::TokenCreate, &[Object::Token(id)]).await?;
         Ok(NewToken { id, secret, expires })
     }
@@ -118,6 +120,7 @@ impl Store {
         if revoked.rows_affected() == 0 {
             return Err(StoreError::NotFound("token that could be revoked"));
         }
+        failpoint!(TokenRevoked);
         change
             .finish(Reach::Revision, Action::TokenRevoke, &[Object::Token(id)])
             .await

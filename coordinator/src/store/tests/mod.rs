@@ -8,3 +8,4 @@ mod disk;
 mod hosts;
 mod policy;
 mod redeem;
+mod schema;
