@@ -17,7 +17,7 @@ use crate::config::{FileConfig, LogFormat};
     name = "cloison-agent",
     version,
     max_term_width = 110,
-    after_help = "Exit status: 0 done or allowed, 1 error, 2 denied, 3 not authorised.\n\nFirst steps:\n  cloison-agent join --token-file token\n  systemctl enable --now cloison-agent\n  cloison-agent status"
+    after_help = "Exit status: 0 done or allowed, 1 error, 2 denied, 3 not authorised; of `run` also 78: only a person can help, starting again cannot.\n\nFirst steps:\n  cloison-agent join --token-file token\n  systemctl enable --now cloison-agent\n  cloison-agent status"
 )]
 pub struct Cli {
     /// Settings that all commands share.
@@ -78,10 +78,19 @@ pub enum Command {
     Join(Join),
     /// Run the agent
     ///
-    /// Needs root or CAP_NET_ADMIN, and /dev/net/tun. Stops at SIGTERM or SIGINT; what keeps the mesh's addresses from leaving in clear stays
-    /// in place until `cloison-agent leave`.
+    /// Needs root or CAP_NET_ADMIN, and /dev/net/tun. Stops at SIGTERM or SIGINT; the interface, its addresses and what keeps them from
+    /// leaving in clear stay in place until `cloison-agent leave`, so that a restart is a pause.
+    ///
+    /// A host that is not enrolled enrolls by itself if its service has the credential `cloison.token` (systemd's LoadCredential=): it tries
+    /// until a coordinator answers. Without a token, or with one that is refused, it ends with status 78: a unit should not start it again
+    /// then (RestartPreventExitStatus=78).
     #[command(after_long_help = RUN_HELP)]
     Run(Box<Run>),
+    /// Make this host safe for the mesh's addresses, while it boots
+    ///
+    /// Loads the base table and lays the `unreachable` routes, as the last view said. For a unit that runs before the network is there. Does
+    /// nothing, and says so, on a host that is not enrolled.
+    Prepare,
     /// Show how the running agent does: view, lease, link, components, peers, drops
     Status(StatusArgs),
     /// Say whether this host may reach a component, and whether it works right now

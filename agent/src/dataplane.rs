@@ -4,7 +4,9 @@
 //! cannot be made gets no TUN, so that nothing reaches it and it reaches nothing; the [`Report`] says why.
 //!
 //! All calls block for milliseconds, and work in other namespaces on threads of their own: they belong on a thread that may wait. When a
-//! [`Dataplane`] is dropped, the TUNs go and everything that keeps overlay addresses from leaving in clear stays; [`leave`] takes that away.
+//! [`Dataplane`] is dropped, the host's TUN stays with its addresses and routes, for the next agent to take up; so do those in other
+//! namespaces that the service manager keeps open. Nobody reads them meanwhile, and everything that keeps overlay addresses from leaving in
+//! clear stays as well. [`leave`] takes all that away.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -25,6 +27,7 @@ use cloison_proto::view::View;
 use crate::attach::base_table::TableName;
 use crate::attach::site::{Common, Site};
 use crate::attach::{self, Accepted, AddressConflict, Place, Unenforced, host, netns};
+use crate::manager::{Kept, Manager};
 use crate::sys::InterfaceName;
 use crate::sys::clock;
 use crate::sys::netns::{NetNs, NetNsError};
@@ -106,6 +109,10 @@ pub struct Dataplane {
     report: Report,
     /// Whether an instance is unenforced for a reason that may pass.
     retry: bool,
+    /// Who keeps the TUNs open over a restart.
+    manager: Manager,
+    /// TUNs of the agent before, until the first view says where they belong.
+    kept: Vec<Kept>,
 }
 
 /// Where each instance hangs, or why it does not.
@@ -117,7 +124,17 @@ impl Dataplane {
     /// # Errors
     /// [`StartError`].
     pub fn start(config: Config, engine: Arc<MeshEngine>) -> Result<Self, StartError> {
-        let host = Site::new(NetNs::current()?);
+        Self::resume(config, engine, Manager::default(), Vec::new())
+    }
+
+    /// The same, with the TUNs that `manager` kept open while there was no agent; it is given each TUN from now on.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub fn resume(config: Config, engine: Arc<MeshEngine>, manager: Manager, kept: Vec<Kept>) -> Result<Self, StartError> {
+        let mut host = Site::lasting(NetNs::current()?);
+        let (at_host, kept): (Vec<_>, Vec<_>) = kept.into_iter().partition(|kept| kept.namespace.id() == host.id());
+        at_host.into_iter().for_each(|kept| host.keep(kept.tun, &config.tun));
         let sockets = Udp::listen(config.port, config.workers)?;
         let workers = Workers::start(&engine, sockets).map_err(StartError::Workers)?;
         Ok(Self {
@@ -132,6 +149,8 @@ impl Dataplane {
             in_force: None,
             report: Report::new(),
             retry: false,
+            manager,
+            kept,
         })
     }
 
@@ -152,7 +171,7 @@ impl Dataplane {
     pub fn apply(&mut self, new: InForce) -> Result<Installed, AddressConflict> {
         let range = new.view.config.overlay;
         // A host that cannot even be looked at is not in conflict; `settle` says what is wrong with it.
-        if let Ok(Some(conflict)) = self.host.conflict(range) {
+        if let Ok(Some(conflict)) = self.host.conflict(range, &self.config.table) {
             // Any neighbour on the link can bring a route about, by a router advertisement. It must not keep a withdrawn rule in force.
             if self.in_force.as_ref().is_none_or(|held| held.view.config.overlay != range) {
                 return Err(conflict);
@@ -163,6 +182,7 @@ impl Dataplane {
         let gone = self.take_tuns(settled);
         let installed = self.install(&new, &gone);
         self.forget_namespaces(&new.view);
+        self.kept.clear();
         self.in_force = Some(new);
         Ok(installed)
     }
@@ -215,6 +235,22 @@ impl Dataplane {
         self.workers.is_broken()
     }
 
+    /// How many rounds each packet worker has ended.
+    #[must_use]
+    pub fn rounds(&self) -> Vec<u64> {
+        self.workers.rounds()
+    }
+
+    /// Has every packet worker run a round, to show that it moves.
+    pub fn wake(&self) {
+        self.workers.wake();
+    }
+
+    /// Has handshakes that are wanted go out at once.
+    pub fn tick_soon(&self) {
+        self.workers.tick_soon();
+    }
+
     fn common(&self, range: OverlayRange) -> Result<Common, Unenforced> {
         let found = host::mtu(self.host.namespace(), self.host.tun().map(|t| t.index()))?;
         self.workers.set_underlay_mtu(usize::try_from(found.underlay).unwrap_or(usize::MAX));
@@ -262,7 +298,13 @@ impl Dataplane {
         let accepted = &self.config.accepted;
         let mut site = match self.namespaces.remove(path).filter(|site| netns::is_at(path, accepted, site.id())) {
             Some(site) => site,
-            None => Site::new(netns::open(path, accepted, self.host.id())?),
+            None => {
+                let mut site = Site::new(netns::open(path, accepted, self.host.id())?);
+                let of_it = |kept: &mut Kept| kept.namespace.id() == site.id();
+                let of_it: Vec<Kept> = self.kept.extract_if(.., of_it).collect();
+                of_it.into_iter().for_each(|kept| site.keep(kept.tun, &self.config.tun));
+                site
+            }
         };
         if let Some((other, _)) = self.namespaces.iter().find(|(_, other)| other.id() == site.id()) {
             return Err(Unenforced::SameNamespace(path.into(), other.clone()));
@@ -281,8 +323,10 @@ impl Dataplane {
         for (component, attached) in settled {
             let enforcement = match attached {
                 Ok((tun, enforcement)) => {
-                    let same = old.remove(&component).filter(|(_, before)| Arc::ptr_eq(before, &tun));
+                    let before = old.remove(&component);
+                    let same = before.as_ref().filter(|(_, before)| Arc::ptr_eq(before, &tun)).cloned();
                     let numbered = same.unwrap_or_else(|| {
+                        self.manager.keep(&component, &tun);
                         self.next_tun = self.next_tun.wrapping_add(1);
                         (TunId(self.next_tun), tun)
                     });
@@ -296,6 +340,7 @@ impl Dataplane {
             };
             self.report.insert(component, enforcement);
         }
+        old.keys().for_each(|component| self.manager.forget(component));
         old.into_values().collect()
     }
 
@@ -355,17 +400,17 @@ impl Dataplane {
     }
 }
 
-/// Takes away everything that a data plane with this configuration and view leaves behind on the host and in namespaces. The data plane
-/// must have ended.
+/// Takes away everything that a data plane with this configuration leaves behind on the host, and in the namespaces of its view, as far as
+/// that is known. The data plane must have ended.
 ///
 /// # Errors
 /// The first [`Unenforced`], after having tried all of it.
-pub fn leave(config: &Config, view: &View) -> Result<(), Unenforced> {
-    let clear = |namespace: Result<NetNs, Unenforced>| Site::new(namespace?).clear(view.config.overlay, &config.table);
+pub fn leave(config: &Config, range: OverlayRange, view: Option<&View>) -> Result<(), Unenforced> {
+    let clear = |namespace: Result<NetNs, Unenforced>| Site::new(namespace?).clear(range, &config.table);
     let home = NetNs::current()?;
     let id = home.id();
-    let plan = attach::plan(view, &config.accepted);
-    let namespaces = plan.sites.into_values().filter_map(|(place, _)| match place {
+    let sites = view.map(|view| attach::plan(view, &config.accepted).sites).unwrap_or_default();
+    let namespaces = sites.into_values().filter_map(|(place, _)| match place {
         Place::Host => None,
         Place::Netns(path) => Some(clear(netns::open(&path, &config.accepted, id))),
     });
@@ -373,6 +418,21 @@ pub fn leave(config: &Config, view: &View) -> Result<(), Unenforced> {
     let namespaces = namespaces.filter(|result| !matches!(result, Err(Unenforced::Namespace(NetNsError::Missing(_)))));
     let results: Vec<_> = namespaces.chain(std::iter::once_with(|| clear(Ok(home)))).collect();
     results.into_iter().collect()
+}
+
+/// Makes this host safe for the mesh's addresses without a data plane: the base table and the `unreachable` routes. What is there already,
+/// also of a running agent, stays.
+///
+/// # Errors
+/// [`Unenforced`].
+pub fn prepare(config: &Config, range: OverlayRange) -> Result<(), Unenforced> {
+    let (tun, table) = (config.tun.clone(), config.table.clone());
+    Site::new(NetNs::current()?).protect(&Common {
+        tun,
+        table,
+        range,
+        mtu: host::DEFAULT_MTU,
+    })
 }
 
 /// An error and what caused it, in one line.

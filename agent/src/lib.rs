@@ -1,7 +1,7 @@
 //! The agent: everything around [`cloison_agent_core`] that touches the machine. Packets go through plain threads ([`worker`]); what the
 //! machine must look like for them (TUNs, addresses, routes, the base table) is made by [`dataplane`] out of a view.
 //!
-//! Who stands on whom: `sys` (all unsafe) <- `udp`, `netlink` <- `attach` <- `worker`, `dataplane`. Beside them `state` <- `control` <- `enroll`: what is on disk, and
+//! Who stands on whom: `sys` (all unsafe) <- `udp`, `netlink`, `manager` <- `attach` <- `worker`, `dataplane`. Beside them `state` <- `control` <- `enroll`: what is on disk, and
 //! the link with the coordinator.
 
 pub mod answer;
@@ -12,6 +12,8 @@ pub mod config;
 pub mod control;
 pub mod dataplane;
 pub mod enroll;
+pub mod first_start;
+pub mod manager;
 pub mod netlink;
 pub mod run;
 pub mod state;

@@ -1,8 +1,8 @@
 //! The agent as a service: what starts in which order, and the one loop that owns everything that is not a packet.
 //!
-//! Start: lock -> state -> data plane (socket and workers) -> cached view with what is left of its lease, base table first -> status socket
+//! Start: lock -> on a first start, enrollment -> state -> data plane (socket and workers) -> cached view with what is left of its lease, base table first -> status socket
 //! -> link. A view that comes: data plane -> disk -> ack. SIGTERM or SIGINT: the link says goodbye, what must survive is written, and the
-//! data plane goes; the base table and the unreachable routes stay.
+//! data plane goes; the TUN with its addresses and routes, the base table and the unreachable routes stay.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -27,6 +27,8 @@ use crate::config::Config;
 use crate::control::certificate::{Window, check_host};
 use crate::control::link::Link;
 use crate::dataplane::{self, Dataplane, InForce, MeshEngine, StartError};
+use crate::first_start::{self, FirstStartError};
+use crate::manager::{Kept, Manager, Wanted, Watchdog};
 use crate::state::clock::{Moment, wall_now};
 use crate::state::identity::{Membership, load_certificate};
 use crate::state::incarnation::{self, StepWatch};
@@ -57,12 +59,9 @@ pub enum RunError {
     /// The state directory.
     #[error(transparent)]
     State(#[from] StateError),
-    /// There is no membership.
-    #[error("this host is not enrolled: {} has no membership", path.display())]
-    NotEnrolled {
-        /// The state directory.
-        path: std::path::PathBuf,
-    },
+    /// There is no membership, and none could be had.
+    #[error(transparent)]
+    FirstStart(#[from] FirstStartError),
     /// There is a membership without keys.
     #[error("the keys of this host are missing from {}", path.display())]
     NoKeys {
@@ -101,9 +100,7 @@ impl RunError {
     pub fn hint(&self) -> String {
         match self {
             Self::State(e) => e.hint(),
-            Self::NotEnrolled { .. } => {
-                "make a token with `cloison token create`, then run `cloison-agent join --token-file FILE` here".into()
-            }
+            Self::FirstStart(e) => e.hint(),
             Self::NoKeys { .. } => "restore them from a backup, or run `cloison-agent leave --force` and join again".into(),
             Self::Privilege => "run the agent as root, or give its unit AmbientCapabilities=CAP_NET_ADMIN".into(),
             Self::NoTun(_) => {
@@ -125,27 +122,47 @@ impl RunError {
 /// # Errors
 /// [`RunError`].
 pub fn run(config: Config) -> Result<(), RunError> {
+    // Before anything else is opened: what was passed has fixed numbers.
+    let manager = Manager::of_this_process();
+    let kept = manager.take_back();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let outcome = runtime.block_on(supervise(config));
+    let outcome = runtime.block_on(supervise(config, manager, kept));
     // A blocking call that hangs in the kernel does not keep the process.
     runtime.shutdown_timeout(Duration::from_secs(2));
     outcome
 }
 
-async fn supervise(config: Config) -> Result<(), RunError> {
+async fn supervise(config: Config, manager: Manager, kept: Vec<Kept>) -> Result<(), RunError> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let dir = StateDir::open(&config.state_dir)?;
     let _lock = dir.lock()?;
-    let mut agent = Agent::start(config, dir).await?;
+    let us = tokio::select! {
+        us = membership(&dir, &config, manager) => us?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
+    let mut agent = Agent::start(config, dir, us, manager, kept).await?;
     let (sender, questions) = mpsc::channel(QUESTIONS);
     let listener = Listener::bind(&agent.config.socket)?;
     let serving = tokio::spawn(status::serve(listener, sender));
     tracing::info!(host = %agent.us.name, mesh = %agent.us.mesh, port = agent.dataplane.lock().port(), "running");
+    manager.ready();
     let ended = agent.work(questions, [&mut terminate, &mut interrupt]).await;
+    manager.stopping();
     agent.stop().await;
     // The receiver is gone: the server ends, and with it the socket's file.
     let _ = serving.await;
     ended
+}
+
+/// Who this host is; on a first start, after it has enrolled.
+async fn membership(dir: &StateDir, config: &Config, manager: Manager) -> Result<Membership, RunError> {
+    if let Some(us) = Membership::load(dir)? {
+        return Ok(us);
+    }
+    first_start::enroll(dir, config, manager, random()?).await?;
+    let state = dir.path().into();
+    Ok(Membership::load(dir)?.ok_or(FirstStartError::NoToken { state })?)
 }
 
 /// Everything that is not a packet.
@@ -178,11 +195,14 @@ struct Agent {
     /// The last warning of the link, for `status`.
     link_warning: Option<String>,
     clock_off: bool,
+    manager: Manager,
+    watchdog: Option<Watchdog>,
+    /// The line that the service manager was told last.
+    told: String,
 }
 
 impl Agent {
-    async fn start(config: Config, dir: StateDir) -> Result<Self, RunError> {
-        let us = Membership::load(&dir)?.ok_or_else(|| RunError::NotEnrolled { path: dir.path().into() })?;
+    async fn start(config: Config, dir: StateDir, us: Membership, manager: Manager, kept: Vec<Kept>) -> Result<Self, RunError> {
         let keys = Arc::new(HostKeys::load(&dir)?.ok_or_else(|| RunError::NoKeys { path: dir.path().into() })?);
         let moment = Moment::now();
         let incarnation = incarnation::raise(&dir, moment.wall)?;
@@ -198,7 +218,7 @@ impl Agent {
             seed,
             ..EngineConfig::default()
         }));
-        let dataplane = Arc::new(Mutex::new(Dataplane::start(plane_config(&config), engine.clone())?));
+        let dataplane = Arc::new(Mutex::new(Dataplane::resume(plane_config(&config), engine.clone(), manager, kept)?));
         let link = Link::new(us.clone(), &cached, window, incarnation, link_seed, moment.boottime);
         let mut agent = Self {
             local_keys: vec![Arc::new(BoringKey::new(&keys.wg))],
@@ -214,6 +234,9 @@ impl Agent {
             problems: cached.problems.clone(),
             link_warning: None,
             clock_off: false,
+            manager,
+            watchdog: manager.watchdog(moment.boottime),
+            told: String::new(),
             config,
             dir,
             us,
@@ -261,6 +284,7 @@ impl Agent {
         for host in view.content().peers.keys() {
             self.engine.want_handshake(*host);
         }
+        self.dataplane.lock().tick_soon();
         tracing::info!(version = %view.header().version, lease_left = ?self.lease_left(now), "the cached view is in force");
         Ok(())
     }
@@ -275,6 +299,7 @@ impl Agent {
                     let outputs = self.link.tick(clock::now());
                     self.carry_out(outputs).await;
                     self.duties().await;
+                    self.show_that_all_moves();
                     if self.dataplane.lock().is_broken() {
                         return Err(RunError::Broken);
                     }
@@ -284,6 +309,15 @@ impl Agent {
                 _ = terminate.recv() => return Ok(()),
                 _ = interrupt.recv() => return Ok(()),
             }
+        }
+    }
+
+    /// Pings the watchdog, as long as the packet workers move too.
+    fn show_that_all_moves(&mut self) {
+        let Some(watchdog) = &mut self.watchdog else { return };
+        let dataplane = self.dataplane.lock();
+        if watchdog.look(clock::now(), &dataplane.rounds()) == Wanted::Wake {
+            dataplane.wake();
         }
     }
 

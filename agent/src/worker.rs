@@ -69,6 +69,10 @@ pub struct Workers {
 #[derive(Default)]
 struct Shared {
     tuns: ArcSwap<Tuns>,
+    /// Rounds that each worker has ended.
+    rounds: Box<[AtomicU64]>,
+    /// Whether the engine wants to be ticked without waiting for its time.
+    tick_soon: AtomicBool,
     underlay_mtu: AtomicUsize,
     stopping: AtomicBool,
     udp_refused: AtomicU64,
@@ -83,12 +87,16 @@ impl Workers {
     /// The kernel's: too many threads or open files.
     pub fn start<P: PathPolicy, K: LocalKey>(engine: &Arc<Engine<P, K>>, sockets: Vec<Udp>) -> io::Result<Self> {
         let port = sockets.first().map_or(0, Udp::port);
+        let count = sockets.len();
+        let shared = Shared {
+            rounds: (0..count).map(|_| AtomicU64::new(0)).collect(),
+            ..Shared::default()
+        };
         let mut workers = Self {
-            shared: Arc::default(),
+            shared: Arc::new(shared),
             threads: Vec::new(),
             port,
         };
-        let count = sockets.len();
         for (position, udp) in sockets.into_iter().enumerate() {
             let waker = Arc::new(Waker::new()?);
             let thread = Thread::new(engine.clone(), udp, waker.clone(), workers.shared.clone(), (position, count))?;
@@ -136,7 +144,20 @@ impl Workers {
             .any(|(_, thread)| thread.as_ref().is_none_or(JoinHandle::is_finished))
     }
 
-    fn wake(&self) {
+    /// How many rounds each worker has ended so far; one that is woken ends one soon, unless it is stuck.
+    #[must_use]
+    pub fn rounds(&self) -> Vec<u64> {
+        self.shared.rounds.iter().map(|rounds| rounds.load(Ordering::Acquire)).collect()
+    }
+
+    /// Has the engine ticked now: handshakes that are wanted go out at once.
+    pub fn tick_soon(&self) {
+        self.shared.tick_soon.store(true, Ordering::Release);
+        self.wake();
+    }
+
+    /// Has every worker run a round.
+    pub fn wake(&self) {
         for (waker, _) in &self.threads {
             waker.wake();
         }
@@ -224,11 +245,14 @@ impl<P: PathPolicy, K: LocalKey> Thread<P, K> {
             for event in &ready {
                 self.serve(*event);
             }
-            if self.ticks && self.carrier.now >= next_tick {
+            if self.ticks && (self.carrier.now >= next_tick || self.carrier.shared.tick_soon.swap(false, Ordering::AcqRel)) {
                 self.carrier.tick();
                 next_tick = self.carrier.now + TICK;
             }
             self.carrier.end();
+            if let Some(rounds) = self.carrier.shared.rounds.get(self.share.0) {
+                rounds.fetch_add(1, Ordering::Release);
+            }
         }
     }
 

@@ -444,10 +444,60 @@ fn a_second_agent_a_taken_port_and_a_host_that_is_not_enrolled_are_told_apart() 
     std::fs::remove_file(lab.state(1).join("membership"))?;
     let stranger = lab.ask(1, &["run"])?;
     assert!(
-        text(&stranger).contains("not enrolled") && text(&stranger).contains("join"),
+        stranger.status.code() == Some(78) && text(&stranger).contains("not enrolled") && text(&stranger).contains("join"),
         "{}",
         text(&stranger)
     );
+    Ok(())
+}
+
+#[test]
+fn a_machine_is_made_safe_while_it_boots_if_it_is_of_a_mesh() -> Outcome {
+    let lab = Lab::new()?;
+    let made = || -> Outcome<String> {
+        let tables = Command::new("nsenter")
+            .arg(format!("--net=/run/netns/{}", lab.name(0)))
+            .args(["nft", "list", "tables"])
+            .output()?;
+        let routes = |family| ip(&format!("-n {} {family} route show table all", lab.name(0)));
+        Ok(text(&tables) + &routes("-4")? + &routes("-6")?)
+    };
+    // Before networking: nothing is up, not even the loopback interface.
+    ip(&format!("-n {} link set lo down", lab.name(0)))?;
+    let prepared = lab.ask(0, &["prepare"])?;
+    assert!(
+        prepared.status.success() && text(&prepared).contains("lead nowhere"),
+        "{}",
+        text(&prepared)
+    );
+    let safe = made()?;
+    assert!(
+        safe.contains("table inet cloison")
+            && safe.contains("unreachable 10.77.0.0/16")
+            && safe.contains("unreachable fd12:3456:789a::/48"),
+        "{safe}"
+    );
+    let again = lab.ask(0, &["prepare"])?;
+    assert!(again.status.success() && made()? == safe, "{}", text(&again));
+    ip(&format!("-n {} link set lo up", lab.name(0)))?;
+    let (_one, _two) = (lab.start(0)?, lab.start(1)?);
+    assert!(lab.ask(0, &["prepare"])?.status.success(), "also beside an agent that runs");
+    assert!(lab.talk(5432)?, "{}", lab.log(0));
+
+    for (missing, says) in [
+        ("floor", "nothing to prepare"),
+        ("view", "nothing to prepare"),
+        ("membership", "not enrolled"),
+    ] {
+        std::fs::remove_file(lab.state(1).join(missing))?;
+        if missing == "floor" {
+            // The view says the same.
+            assert!(text(&lab.ask(1, &["prepare"])?).contains("lead nowhere"));
+            continue;
+        }
+        let nothing = lab.ask(1, &["prepare"])?;
+        assert!(nothing.status.success() && text(&nothing).contains(says), "{}", text(&nothing));
+    }
     Ok(())
 }
 
@@ -472,5 +522,6 @@ fn leaving_takes_away_what_the_agent_made_and_its_keys() -> Outcome {
         assert!(!lab.state(0).join(file.name()).exists(), "{file:?}");
     }
     assert!(!ip(&format!("-n {} route show table all", lab.name(0)))?.contains("10.77."));
+    assert!(!ip(&format!("-n {} link show", lab.name(0)))?.contains("cloison0"));
     Ok(())
 }

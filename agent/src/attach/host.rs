@@ -1,7 +1,7 @@
 //! The host's own namespace: there is always a site for it, so that overlay addresses never leave in clear, with or without a component
 //! attached there; and its underlay decides the MTU of every TUN.
 
-use super::Unenforced;
+use super::{Unenforced, site};
 use crate::netlink::{Netlink, link, route};
 use crate::sys::netns::NetNs;
 
@@ -32,10 +32,11 @@ pub struct Mtu {
 /// # Errors
 /// [`Unenforced`].
 pub fn mtu(namespace: &NetNs, own: Option<u32>) -> Result<Mtu, Unenforced> {
-    let own: Vec<u32> = own.into_iter().collect();
     let found = namespace.run(|| {
         let mut netlink = Netlink::open()?;
         let links = link::list(&mut netlink)?;
+        let left = links.iter().filter(|l| site::is_marked(l)).map(|l| l.index);
+        let own: Vec<u32> = left.chain(own).collect();
         route::underlay_mtu(&mut netlink, &links, &own)
     })??;
     Ok(Mtu::over(found.unwrap_or(ETHERNET_MTU)))

@@ -1,6 +1,10 @@
 //! A site: one namespace that is safe for overlay addresses, with one TUN in it if an instance is attached there. Making it and bringing it
 //! up to date is the same everywhere, and so is the order: look for a conflict, load the base table, lay the `unreachable` routes, and only
 //! then make the TUN and give it addresses and routes.
+//!
+//! The TUN of a [lasting](Site::lasting) site stays when the agent ends, with its addresses and routes: it is marked by an alias that names
+//! the agent's table, and the next agent with that table takes it up, or takes it away. A TUN that somebody kept open comes back by
+//! [`Site::keep`].
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -10,15 +14,18 @@ use cloison_proto::net::{AddressPair, OverlayRange};
 
 use super::base_table::{self, BaseTable, TableName};
 use super::{AddressConflict, Unenforced};
-use crate::netlink::link::{self, LinkState};
+use crate::netlink::link::{self, Link, LinkState};
 use crate::netlink::route::{self, Prefix, Route};
 use crate::netlink::{Netlink, NetlinkError, addr};
 use crate::sys::InterfaceName;
 use crate::sys::netns::{NetNs, NetNsId};
-use crate::sys::tun::Tun;
+use crate::sys::tun::{Tun, TunError};
 
 /// Length of a TUN's transmit queue in packets; a shorter one loses packets while the worker is busy with the other direction.
 const QUEUE_LENGTH: u32 = 1000;
+
+/// How the alias of a TUN begins that lasts.
+const MARK: &str = "cloison ";
 
 /// What is the same at all sites of an agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,6 +46,7 @@ pub struct Site {
     namespace: NetNs,
     loaded: Option<BaseTable>,
     tun: Option<Arc<Tun>>,
+    lasting: bool,
 }
 
 impl Site {
@@ -49,6 +57,25 @@ impl Site {
             namespace,
             loaded: None,
             tun: None,
+            lasting: false,
+        }
+    }
+
+    /// A site whose TUN stays when the agent ends, and is found there by the next one.
+    #[must_use]
+    pub const fn lasting(namespace: NetNs) -> Self {
+        Self {
+            namespace,
+            loaded: None,
+            tun: None,
+            lasting: true,
+        }
+    }
+
+    /// Gives the site a TUN of its namespace that was kept over a restart. One of another name, or a second one, is closed.
+    pub fn keep(&mut self, tun: Tun, wanted: &InterfaceName) {
+        if self.tun.is_none() && tun.name() == wanted {
+            self.tun = Some(Arc::new(tun));
         }
     }
 
@@ -56,12 +83,17 @@ impl Site {
     ///
     /// # Errors
     /// [`Unenforced`].
-    pub fn conflict(&self, range: OverlayRange) -> Result<Option<AddressConflict>, Unenforced> {
-        let own: Vec<u32> = self.tun.iter().map(|t| t.index()).collect();
-        self.namespace.run(|| find_conflict(&mut Netlink::open()?, range, &own))?
+    pub fn conflict(&self, range: OverlayRange, table: &TableName) -> Result<Option<AddressConflict>, Unenforced> {
+        let held = self.tun.as_deref();
+        self.namespace.run(|| {
+            let mut netlink = Netlink::open()?;
+            let links = link::list(&mut netlink)?;
+            find_conflict(&mut netlink, range, &own(&links, held, table))
+        })?
     }
 
-    /// Makes the namespace safe, and no more: the base table and the `unreachable` routes. Whoever else uses addresses of the range loses them.
+    /// Makes the namespace safe, and no more: the base table and the `unreachable` routes. Whoever else uses addresses of the range loses
+    /// them. What an agent before left there stays as it is.
     ///
     /// # Errors
     /// [`Unenforced`].
@@ -69,7 +101,10 @@ impl Site {
         let loaded = &mut self.loaded;
         self.namespace.run(|| {
             load_base_table(loaded, common)?;
-            Ok(lay_routes(&mut Netlink::open()?, common.range, None)?)
+            let wanted = destinations(common.range)
+                .into_iter()
+                .map(|destination| Route::Unreachable { destination });
+            Ok(route::ensure(&mut Netlink::open()?, &wanted.collect())?)
         })?
     }
 
@@ -79,27 +114,29 @@ impl Site {
     /// # Errors
     /// [`Unenforced`]; there is no TUN then. The base table and the `unreachable` routes stay as far as they came.
     pub fn apply(&mut self, common: &Common, addresses: Option<AddressPair>) -> Result<(), Unenforced> {
-        let tun = self.tun.take().filter(|_| addresses.is_some());
-        let loaded = &mut self.loaded;
+        let tun = self.tun.take();
+        let (loaded, lasting) = (&mut self.loaded, self.lasting);
         self.tun = self.namespace.run(|| {
             let mut netlink = Netlink::open()?;
-            let own: Vec<u32> = tun.iter().map(|t| t.index()).collect();
+            let links = link::list(&mut netlink)?;
             let is_safe = loaded.as_ref().is_some_and(|table| table.range == common.range);
+            let own = own(&links, tun.as_deref(), &common.table);
             if !is_safe && let Some(conflict) = find_conflict(&mut netlink, common.range, &own)? {
                 return Err(Unenforced::Conflict(conflict));
             }
             load_base_table(loaded, common)?;
             let Some(addresses) = addresses else {
+                // Whoever still holds it may tell the ends of its flows; then it goes.
+                give_up(tun.as_deref());
+                remove_left(&mut netlink, &links, common, tun.as_deref().map(Tun::index))?;
                 lay_routes(&mut netlink, common.range, None)?;
                 return Ok(None);
             };
             let tun = match tun {
                 Some(tun) => tun,
-                None => {
-                    lay_routes(&mut netlink, common.range, None)?;
-                    Arc::new(Tun::create(&common.tun)?)
-                }
+                None => Arc::new(find_or_make(&mut netlink, &links, common, lasting)?),
             };
+            remove_left(&mut netlink, &links, common, Some(tun.index()))?;
             equip(&mut netlink, &tun, common, addresses)?;
             Ok(Some(tun))
         })??;
@@ -125,19 +162,24 @@ impl Site {
             Ok::<_, Unenforced>(links.iter().any(|l| l.index == tun.index() && l.up))
         })??;
         if !healthy {
-            self.tun = None;
+            give_up(self.tun.take().as_deref());
         }
         Ok(healthy)
     }
 
-    /// Takes away everything that was made here; for `leave`. The TUN goes when its worker lets go of it too.
+    /// Takes away everything that was made here, a TUN that lasts included; for `leave`.
     ///
     /// # Errors
     /// [`Unenforced`], after having tried all of it.
     pub fn clear(&mut self, range: OverlayRange, table: &TableName) -> Result<(), Unenforced> {
-        self.tun = None;
+        give_up(self.tun.take().as_deref());
         self.loaded = None;
         self.namespace.run(|| {
+            let mut netlink = Netlink::open()?;
+            let links = link::list(&mut netlink)?;
+            for link in links.iter().filter(|l| l.alias == mark(table)) {
+                link::delete(&mut netlink, link.index)?;
+            }
             let routes = Netlink::open().and_then(|mut n| route::apply(&mut n, &route::destinations(range), &BTreeSet::new()));
             // Last, so that nothing leaves in clear while there are addresses.
             base_table::remove(table)?;
@@ -162,6 +204,60 @@ impl Site {
     pub const fn namespace(&self) -> &NetNs {
         &self.namespace
     }
+}
+
+/// What marks a TUN that lasts as that of the agent with this table.
+fn mark(table: &TableName) -> String {
+    format!("{MARK}{table}")
+}
+
+/// Whether an interface is the TUN of some agent that stayed.
+pub(super) fn is_marked(link: &Link) -> bool {
+    link.alias.starts_with(MARK)
+}
+
+/// The interfaces that are ours: the TUN that we hold, and those that an agent with our table left.
+fn own(links: &[Link], held: Option<&Tun>, table: &TableName) -> Vec<u32> {
+    let left = links.iter().filter(|l| l.alias == mark(table)).map(|l| l.index);
+    left.chain(held.map(Tun::index)).collect()
+}
+
+/// Has a TUN go as soon as nobody holds it any more.
+fn give_up(tun: Option<&Tun>) {
+    if let Some(Err(error)) = tun.map(Tun::let_go) {
+        // It was deleted by somebody else.
+        tracing::debug!(%error, ?tun, "a TUN is gone already");
+    }
+}
+
+/// The TUN that an agent before us left, with everything that hangs on it; or a new one, over `unreachable` routes.
+fn find_or_make(netlink: &mut Netlink, links: &[Link], common: &Common, lasting: bool) -> Result<Tun, Unenforced> {
+    let left = links
+        .iter()
+        .any(|l| l.name == common.tun.as_str() && l.alias == mark(&common.table));
+    let tun = if left {
+        Tun::attach(&common.tun)?
+    } else {
+        lay_routes(netlink, common.range, None)?;
+        Tun::create(&common.tun)?
+    };
+    if lasting {
+        link::set_alias(netlink, tun.index(), &mark(&common.table))?;
+        tun.persist().map_err(|e| TunError::Other(common.tun.clone(), e))?;
+    } else {
+        give_up(Some(&tun));
+    }
+    Ok(tun)
+}
+
+/// Takes away the TUNs that an agent with our table left and nobody wants: its configuration named another interface, or its view had an
+/// instance here.
+fn remove_left(netlink: &mut Netlink, links: &[Link], common: &Common, wanted: Option<u32>) -> Result<(), Unenforced> {
+    for link in links.iter().filter(|l| l.alias == mark(&common.table) && Some(l.index) != wanted) {
+        tracing::info!(interface = link.name, "removing a TUN that has no instance any more");
+        link::delete(netlink, link.index)?;
+    }
+    Ok(())
 }
 
 fn find_conflict(netlink: &mut Netlink, range: OverlayRange, own: &[u32]) -> Result<Option<AddressConflict>, Unenforced> {
@@ -196,10 +292,7 @@ fn equip(netlink: &mut Netlink, tun: &Tun, common: &Common, addresses: AddressPa
 
 /// `unreachable` under everything, and above it the routes to the TUN, if there is one.
 fn lay_routes(netlink: &mut Netlink, range: OverlayRange, tun: Option<(u32, AddressPair)>) -> Result<(), NetlinkError> {
-    let destinations: Vec<Prefix> = route::destinations(range)
-        .into_iter()
-        .filter(|(a, _)| a.is_ipv4() || has_ipv6())
-        .collect();
+    let destinations = destinations(range);
     let to_tun = destinations.iter().filter_map(|destination| {
         let (index, addresses) = tun?;
         let source = addresses.of_family(destination.0);
@@ -211,6 +304,12 @@ fn lay_routes(netlink: &mut Netlink, range: OverlayRange, tun: Option<(u32, Addr
     });
     let unreachable = destinations.iter().map(|d| Route::Unreachable { destination: *d });
     route::apply(netlink, &destinations, &to_tun.chain(unreachable).collect())
+}
+
+/// The overlay ranges of the families that the kernel has.
+fn destinations(range: OverlayRange) -> Vec<Prefix> {
+    let all = route::destinations(range).into_iter();
+    all.filter(|(a, _)| a.is_ipv4() || has_ipv6()).collect()
 }
 
 /// Whether the kernel has IPv6 at all; without, the mesh is IPv4 only here.

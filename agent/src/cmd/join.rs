@@ -1,16 +1,15 @@
 //! `join`: reads the token, enrolls, and says what comes next.
 
 use std::fmt::Write as _;
-use std::io::Read as _;
 use std::path::Path;
 
-use cloison_proto::token::MAX_LEN;
 use zeroize::Zeroizing;
 
 use super::{Done, Failure, print_text};
 use crate::args::Join;
 use crate::config::Config;
 use crate::enroll::{self, Enrolled};
+use crate::first_start;
 use crate::state::StateDir;
 use crate::state::clock::wall_now;
 
@@ -36,26 +35,21 @@ pub fn run(config: &Config, args: &Join) -> Result<Done, Failure> {
     Ok(Done::Well)
 }
 
-/// The token, from a file or standard input; a little more than the longest one is read, so that a wrong file is noticed and not swallowed.
+/// The token, from a file or standard input.
 fn read_token(file: Option<&Path>) -> Result<Zeroizing<String>, Failure> {
-    let mut token = Zeroizing::new(String::new());
-    let limit = MAX_LEN as u64 + 64;
     let (name, read) = match file.filter(|path| *path != Path::new("-")) {
-        Some(path) => {
-            let opened = std::fs::File::open(path);
-            (
-                path.display().to_string(),
-                opened.and_then(|f| f.take(limit).read_to_string(&mut token)),
-            )
-        }
-        None => ("standard input".to_owned(), std::io::stdin().take(limit).read_to_string(&mut token)),
+        Some(path) => (
+            path.display().to_string(),
+            std::fs::File::open(path).and_then(first_start::read_token),
+        ),
+        None => ("standard input".to_owned(), first_start::read_token(std::io::stdin())),
     };
     match read {
-        Ok(_) if token.trim().is_empty() => Err(Failure::Other {
+        Ok(token) if token.trim().is_empty() => Err(Failure::Other {
             what: format!("cannot read the token from {name}: there is nothing in it"),
             hint: "an operator makes one with `cloison token create --host NAME`".into(),
         }),
-        Ok(_) => Ok(token),
+        Ok(token) => Ok(token),
         Err(e) => Err(Failure::Other {
             what: format!("cannot read the token from {name}: {e}"),
             hint: "give the file that holds the token with --token-file, or pipe the token into the command".into(),

@@ -54,24 +54,25 @@ pub fn run(config: &Config, args: &Leave) -> Result<Done, Failure> {
     Ok(Done::Well)
 }
 
-/// Removes what the data plane leaves behind, as far as a view says what that is.
+/// Removes what the data plane leaves behind, as far as the state says what that is.
 fn clear_host(config: &Config, dir: &StateDir, us: &Membership, force: bool) -> Result<(), Failure> {
-    let view = match view_cache::load(dir, us, &Moment::now()) {
-        Ok(cached) => cached.view,
+    let known = view_cache::load(dir, us, &Moment::now()).map(|cached| (cached.overlay, cached.view));
+    let (overlay, view) = match known {
+        Ok(known) => known,
         Err(error) if force => {
             eprintln!("warning: {error}");
-            None
+            (view_cache::overlay(dir, us).ok().flatten(), None)
         }
         Err(error) => return Err(error.into()),
     };
-    let Some(view) = view else {
+    let Some(range) = overlay else {
         eprintln!(
             "warning: no view is on disk; if the agent ever ran here, look for the nftables table `{}`",
             config.table
         );
         return Ok(());
     };
-    match dataplane::leave(&plane_config(config), view.content()) {
+    match dataplane::leave(&plane_config(config), range, view.as_ref().map(|view| &**view.content())) {
         Err(error) if !force => Err(Failure::Other {
             what: format!("cannot remove what the agent made on this host: {}", dataplane::with_causes(&error)),
             hint: "run the command as root; --force removes the state nevertheless".into(),

@@ -1,10 +1,11 @@
 //! The commands. Results go to standard output, errors to standard error as `error: what: why` and a `hint:` line; the exit status is 0 for
-//! done or allowed, 1 for an error, 2 for denied, 3 for not authorised.
+//! done or allowed, 1 for an error, 2 for denied, 3 for not authorised, 78 for a service that only a person can help.
 
 pub mod explain;
 pub mod join;
 pub mod leave;
 pub mod ping;
+pub mod prepare;
 pub mod show;
 pub mod status;
 
@@ -22,6 +23,9 @@ use crate::run::{self, RunError};
 use crate::state::StateError;
 use crate::status::{SocketError, ask};
 use crate::telemetry;
+
+/// Exit status of `run` when starting it again would change nothing (EX_CONFIG of sysexits.h): for `RestartPreventExitStatus=`.
+const NEEDS_A_PERSON: u8 = 78;
 
 /// How a command ended that did not fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +84,7 @@ impl Failure {
         match self {
             Self::Socket(SocketError::NotAllowed { .. }) | Self::Run(RunError::Privilege) => ExitCode::from(3),
             Self::Enroll(e) if e.is_denied() => ExitCode::from(3),
+            Self::Run(RunError::FirstStart(e)) if e.needs_a_person() => ExitCode::from(NEEDS_A_PERSON),
             Self::Config(_) | Self::Enroll(_) | Self::Run(_) | Self::Socket(_) | Self::State(_) | Self::Other { .. } | Self::Output(_) => {
                 ExitCode::FAILURE
             }
@@ -121,6 +126,7 @@ fn command(cli: &Cli) -> Result<Done, Failure> {
     match &cli.command {
         Command::Run(_) => Ok(Done::Well),
         Command::Join(args) => join::run(&config, args),
+        Command::Prepare => prepare::run(&config),
         Command::Status(args) => status::run(&config, args),
         Command::Explain(args) => explain::run(&config, args),
         Command::Ping(args) => ping::run(&config, args),
@@ -179,7 +185,7 @@ fn columns(rows: &[Vec<String>]) -> String {
 }
 
 /// A span of time as people say it: `45 s`, `12 min`, `23 h 10 min`.
-fn span(secs: u64) -> String {
+pub(crate) fn span(secs: u64) -> String {
     match secs {
         0..120 => format!("{secs} s"),
         120..7_200 => format!("{} min", secs / 60),

@@ -22,6 +22,8 @@ pub struct Link {
     pub up: bool,
     /// Whether it is the loopback interface.
     pub loopback: bool,
+    /// What somebody noted about it; empty if nobody did.
+    pub alias: String,
 }
 
 /// The state in which a TUN must be.
@@ -40,6 +42,27 @@ pub struct LinkState {
 pub fn list(netlink: &mut Netlink) -> Result<Vec<Link>, NetlinkError> {
     let found = netlink.dump("list the interfaces", &RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
     Ok(found.into_iter().filter_map(parse).collect())
+}
+
+/// Notes on interface `index` what it is for.
+///
+/// # Errors
+/// [`NetlinkError`].
+pub fn set_alias(netlink: &mut Netlink, index: u32, alias: &str) -> Result<(), NetlinkError> {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.attributes = vec![LinkAttribute::IfAlias(alias.to_owned())];
+    netlink.change("mark the TUN", RouteNetlinkMessage::SetLink(message), 0)
+}
+
+/// Takes interface `index` away, with its addresses and routes.
+///
+/// # Errors
+/// [`NetlinkError`].
+pub fn delete(netlink: &mut Netlink, index: u32) -> Result<(), NetlinkError> {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    netlink.change("remove a TUN", RouteNetlinkMessage::DelLink(message), 0)
 }
 
 /// Brings interface `index` up, in the state that is wanted.
@@ -74,6 +97,7 @@ fn parse(message: RouteNetlinkMessage) -> Option<Link> {
         queue_length: 0,
         up: flags.contains(LinkFlags::Up),
         loopback: flags.contains(LinkFlags::Loopback),
+        alias: String::new(),
     };
     for attribute in message.attributes {
         if let LinkAttribute::IfName(name) = attribute {
@@ -82,6 +106,8 @@ fn parse(message: RouteNetlinkMessage) -> Option<Link> {
             link.mtu = mtu;
         } else if let LinkAttribute::TxQueueLen(length) = attribute {
             link.queue_length = length;
+        } else if let LinkAttribute::IfAlias(alias) = attribute {
+            link.alias = alias;
         }
     }
     Some(link)

@@ -76,14 +76,17 @@ pub fn apply(netlink: &mut Netlink, destinations: &[Prefix], wanted: &BTreeSet<R
             netlink.change("remove a route", RouteNetlinkMessage::DelRoute(found), 0)?;
         }
     }
-    for route in missing {
-        netlink.change(
-            "add a route",
-            RouteNetlinkMessage::NewRoute(message(route)),
-            NLM_F_CREATE | NLM_F_EXCL,
-        )?;
-    }
-    Ok(())
+    missing.into_iter().try_for_each(|route| add(netlink, route))
+}
+
+/// Adds those of `wanted` that are missing, and takes nothing away.
+///
+/// # Errors
+/// [`NetlinkError`].
+pub fn ensure(netlink: &mut Netlink, wanted: &BTreeSet<Route>) -> Result<(), NetlinkError> {
+    let ours = dump(netlink)?.into_iter().filter(|m| m.header.protocol == PROTOCOL);
+    let there: BTreeSet<Route> = ours.filter_map(|m| parse(&m)).collect();
+    wanted.difference(&there).try_for_each(|route| add(netlink, *route))
 }
 
 /// The first route of others that the overlay ranges would take traffic from: one inside a range, or one to neighbours on a link of this
@@ -118,6 +121,14 @@ pub fn underlay_mtu(netlink: &mut Netlink, links: &[Link], own: &[u32]) -> Resul
     let underlay =
         |m: &&RouteMessage| m.header.table == RouteHeader::RT_TABLE_MAIN && m.header.kind == RouteType::Unicast && !is_link_local(m);
     Ok(dump(netlink)?.iter().filter(underlay).filter_map(mtu).min())
+}
+
+fn add(netlink: &mut Netlink, route: Route) -> Result<(), NetlinkError> {
+    netlink.change(
+        "add a route",
+        RouteNetlinkMessage::NewRoute(message(route)),
+        NLM_F_CREATE | NLM_F_EXCL,
+    )
 }
 
 fn dump(netlink: &mut Netlink) -> Result<Vec<RouteMessage>, NetlinkError> {

@@ -7,6 +7,7 @@ use cloison_proto::version::Timestamp;
 
 use super::{Agent, blocking};
 use crate::answer;
+use crate::cmd::span;
 use crate::control::candidates::{self, Known};
 use crate::control::link::LinkState;
 use crate::enroll::CLOCK_OFF;
@@ -65,6 +66,7 @@ impl Agent {
         let now = clock::now();
         if due(&mut self.duties.watch, now, WATCH_EVERY) {
             self.watch_clock(now).await;
+            self.tell_manager(now);
             self.save_again().await;
         }
         if due(&mut self.duties.check, now, CHECK_EVERY) {
@@ -84,6 +86,29 @@ impl Agent {
         }
         if due(&mut self.duties.denials, now, telemetry::EVERY) {
             self.denials.sample(self.engine.stats(), now);
+        }
+    }
+
+    /// One line for `systemctl status`, when it changed.
+    fn tell_manager(&mut self, now: Timestamp) {
+        let left = self.lease_left(now);
+        let view = match self.link.installed_header() {
+            None => "no view yet: nothing is allowed".to_owned(),
+            Some(_) if left.is_zero() => "the lease has ended: nothing is allowed".to_owned(),
+            Some(header) => format!(
+                "view {} in force, lease ends in {}",
+                header.version,
+                span(left.as_secs().next_multiple_of(60))
+            ),
+        };
+        let link = match (self.link.state(), self.session.address()) {
+            (LinkState::Linked { .. }, Some(address)) => format!("linked with {address}"),
+            _ => "coordinator not reached".to_owned(),
+        };
+        let line = format!("{view}; {link}");
+        if line != self.told {
+            self.manager.status(&line);
+            self.told = line;
         }
     }
 

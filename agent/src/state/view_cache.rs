@@ -128,6 +128,27 @@ pub fn load(dir: &StateDir, us: &Membership, now: &Moment) -> Result<Cached, Sta
     })
 }
 
+/// The mesh's ranges, for a machine that is just starting: as the newest view said that was in force. `None` if there was none yet. A floor
+/// that is damaged is no reason to let anything out in clear: the view, if it holds, says the same.
+///
+/// # Errors
+/// [`StateError`] if neither can be read.
+pub fn overlay(dir: &StateDir, us: &Membership) -> Result<Option<OverlayRange>, StateError> {
+    let error = match load_floor(dir) {
+        Ok(Some((_, overlay))) => return Ok(Some(overlay)),
+        Ok(None) => None,
+        Err(error @ StateError::Damaged { .. }) => Some(error),
+        Err(error) => return Err(error),
+    };
+    let trust = us.trust_at(us.known_time).map_err(|e| dir.damaged(File::Membership, e))?;
+    match (read_view(dir, us, &trust, None), error) {
+        (Ok(Some(view)), _) => Ok(Some(view.content().config.overlay)),
+        (_, Some(error)) => Err(error),
+        (Ok(None), None) => Ok(None),
+        (Err(error), None) => Err(error),
+    }
+}
+
 /// Keeps a view that is about to be in force, and raises the floor to it. The view goes first: a floor above the view kept would refuse it.
 ///
 /// # Errors
@@ -283,6 +304,25 @@ mod tests {
         std::fs::write(dir.path_of(File::Floor), "")?;
         let error = load(&dir, &us, &at(150)).err().ok_or("loaded in spite of a damaged floor")?;
         assert!(error.hint().contains("older policy"), "{}", error.hint());
+        Ok(())
+    }
+
+    #[test]
+    fn the_mesh_s_ranges_are_known_from_the_floor_or_else_from_the_view() -> Outcome {
+        let folder = tempfile::tempdir()?;
+        let dir = StateDir::open(folder.path())?;
+        let us = Mesh::new().membership()?;
+        assert_eq!(overlay(&dir, &us)?, None, "nothing was in force yet");
+        let (us, view) = kept(&dir)?;
+        let range = view.content().config.overlay;
+        assert_eq!(overlay(&dir, &us)?, Some(range));
+        let good = std::fs::read(dir.path_of(File::Floor))?;
+        for length in 0..good.len() {
+            std::fs::write(dir.path_of(File::Floor), good.get(..length).unwrap_or_default())?;
+            assert_eq!(overlay(&dir, &us)?, Some(range), "floor cut at {length}");
+        }
+        std::fs::write(dir.path_of(File::View), "x")?;
+        assert!(overlay(&dir, &us).is_err(), "neither holds");
         Ok(())
     }
 

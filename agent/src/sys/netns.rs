@@ -142,7 +142,7 @@ impl NetNs {
         })
     }
 
-    fn held(fd: OwnedFd) -> rustix::io::Result<Self> {
+    pub(super) fn held(fd: OwnedFd) -> rustix::io::Result<Self> {
         let stat = rustix::fs::fstat(&fd)?;
         Ok(Self {
             fd,

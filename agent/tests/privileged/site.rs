@@ -61,6 +61,75 @@ fn a_site_is_safe_before_it_has_a_tun_and_after_it_lost_it() -> Outcome {
 }
 
 #[test]
+fn a_lasting_tun_stays_with_all_that_hangs_on_it_until_it_is_not_wanted_any_more() -> Outcome {
+    let (ns, _other) = wired_pair()?;
+    let empty = state(&ns)?;
+    let lasting = || -> Outcome<Site> { Ok(Site::lasting(inside(&ns, || Ok(NetNs::current()?))?)) };
+    let mut site = lasting()?;
+    site.apply(&common()?, None)?;
+    let safe = state(&ns)?;
+    site.apply(&common()?, Some(addresses(0)?))?;
+    let attached = ip(&ns, "-o addr show dev cloison0")?;
+    let routes = || -> Outcome<String> { Ok(ip(&ns, "route show")? + &ip(&ns, "-6 route show")?) };
+    let held = |routes: String| routes.replace(" linkdown", "");
+    let before = held(routes()?);
+    drop(site);
+    assert_eq!(ip(&ns, "-o addr show dev cloison0")?, attached, "addresses stay");
+    assert_eq!(held(routes()?), before, "routes stay");
+    assert_eq!(
+        host::mtu(&inside(&ns, || Ok(NetNs::current()?))?, None)?.underlay,
+        1500,
+        "and it is no underlay"
+    );
+
+    let mut site = lasting()?;
+    site.protect(&common()?)?;
+    assert_eq!(held(routes()?), before, "making the host safe takes nothing away");
+    assert_eq!(
+        site.conflict(range()?, &common()?.table)?,
+        None,
+        "our own addresses are no conflict"
+    );
+    site.apply(&common()?, Some(addresses(0)?))?;
+    assert_eq!(ip(&ns, "-o addr show dev cloison0")?, attached, "the same interface is taken up");
+    assert!(ip(&ns, "link show dev cloison0")?.contains("LOWER_UP"));
+    drop(site);
+
+    // The configuration names another interface: the one that was left goes.
+    let other = Common {
+        tun: "cloison9".parse()?,
+        ..common()?
+    };
+    let mut site = lasting()?;
+    site.apply(&other, Some(addresses(0)?))?;
+    assert!(!ip(&ns, "link show")?.contains("cloison0") && ip(&ns, "addr show dev cloison9")?.contains("10.77.1.0/32"));
+    drop(site);
+    // There is no instance any more.
+    lasting()?.apply(&common()?, None)?;
+    assert_eq!(state(&ns)?, safe);
+
+    // And `leave`, from a process that holds nothing.
+    let mut site = lasting()?;
+    site.apply(&common()?, Some(addresses(0)?))?;
+    drop(site);
+    site_in(&ns)?.clear(range()?, &common()?.table)?;
+    assert_eq!(state(&ns)?, empty);
+    Ok(())
+}
+
+#[test]
+fn an_interface_of_our_name_that_is_somebody_else_s_is_left_alone() -> Outcome {
+    let ns = fresh()?;
+    ip(&ns, "tuntap add dev cloison0 mode tun user 65534")?;
+    ip(&ns, "addr add 192.0.2.9/32 dev cloison0")?;
+    let mut site = Site::lasting(inside(&ns, || Ok(NetNs::current()?))?);
+    let refused = site.apply(&common()?, Some(addresses(0)?));
+    assert!(matches!(refused, Err(Unenforced::Tun(_))), "{refused:?}");
+    assert!(ip(&ns, "addr show dev cloison0")?.contains("192.0.2.9"));
+    Ok(())
+}
+
+#[test]
 fn ipv6_that_is_switched_off_is_switched_on_for_the_tun_alone() -> Outcome {
     let ns = fresh()?;
     inside(&ns, || {

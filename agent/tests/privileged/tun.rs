@@ -1,4 +1,5 @@
 use std::net::{IpAddr, UdpSocket};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::Duration;
 
 use cloison_agent::netlink::{Netlink, addr, link, route};
@@ -92,5 +93,40 @@ fn a_tun_that_was_deleted_reads_as_an_error_not_as_silence() -> Outcome {
     poller.add(&tun, 1)?;
     poller.wait(&mut ready, Duration::from_secs(1))?;
     assert_eq!(ready, [Ready { token: 1, broken: true }]);
+    Ok(())
+}
+
+#[test]
+fn a_tun_that_was_kept_open_is_adopted_with_what_waits_in_it() -> Outcome {
+    let ns = fresh()?;
+    let tun = inside(&ns, ready_tun)?;
+    let kept = tun.as_fd().try_clone_to_owned()?;
+    let (index, theirs) = (tun.index(), addresses(1)?);
+    drop(tun);
+    inside(&ns, || {
+        UdpSocket::bind("0.0.0.0:0")?.send_to(b"meanwhile", (theirs.v4, 9))?;
+        Ok(())
+    })?;
+    let (tun, namespace) = Tun::adopt(kept)?;
+    assert_eq!((tun.name(), tun.index(), namespace.id()), (&tun_name()?, index, ns.id()));
+    assert!(wire::read_until(&tun, |p| p.ends_with(b"meanwhile"))?.is_some());
+    Ok(())
+}
+
+#[test]
+fn what_is_no_live_tun_of_our_kind_is_not_adopted() -> Outcome {
+    let ns = fresh()?;
+    let tun = inside(&ns, ready_tun)?;
+    let gone = tun.as_fd().try_clone_to_owned()?;
+    ip(&ns, "link delete cloison0")?;
+    let strange: [OwnedFd; 3] = [
+        gone,
+        std::fs::File::open("/dev/null")?.into(),
+        std::fs::File::options().read(true).write(true).open("/dev/net/tun")?.into(),
+    ];
+    for fd in strange {
+        let refused = Tun::adopt(fd);
+        assert!(matches!(refused, Err(TunError::NotOurs(..))), "{refused:?}");
+    }
     Ok(())
 }

@@ -7,6 +7,7 @@
 
 use std::io::{ErrorKind, Read, Write, stdout};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -62,6 +63,14 @@ enum What {
         #[arg(long)]
         from: Option<IpAddr>,
     },
+    /// Becomes another program, with the descriptors that a service manager of the lab keeps, numbered from 3 on.
+    WithKept {
+        /// The manager's socket.
+        manager: PathBuf,
+        /// The program and its arguments.
+        #[arg(last = true, required = true)]
+        line: Vec<String>,
+    },
     /// Ends all labs on this machine, running, kept or left behind, and removes what they made.
     Clean,
 }
@@ -85,12 +94,36 @@ fn main() -> ExitCode {
         What::TcpStream { to, pace, idle, from } => tcp_stream(to, pace, idle, from),
         What::UdpListen { at } => udp_listen(at),
         What::UdpStream { to, pace, from } => udp_stream(to, pace, from),
+        What::WithKept { manager, line } => Err(with_kept(&manager, &line)),
         What::Clean => clean(),
     };
     outcome.unwrap_or_else(|error| {
         report_failure("start", &error, 0);
         ExitCode::from(2)
     })
+}
+
+/// Returns only if it failed.
+fn with_kept(manager: &Path, line: &[String]) -> std::io::Error {
+    let become_it = || {
+        let (names, fds) = cloison_tests::lab::manager::fetch(manager).map_err(std::io::Error::other)?;
+        let mut numbered = Vec::new();
+        for fd in fds {
+            // The lowest free number from 3 on: those before it are taken.
+            let low = rustix::io::fcntl_dupfd_cloexec(&fd, 3)?;
+            rustix::io::fcntl_setfd(&low, rustix::io::FdFlags::empty())?;
+            numbered.push(low);
+        }
+        let (program, arguments) = line.split_first().ok_or(ErrorKind::InvalidInput)?;
+        let mut command = std::process::Command::new(program);
+        command.args(arguments);
+        if !numbered.is_empty() {
+            command.env("LISTEN_PID", std::process::id().to_string());
+            command.env("LISTEN_FDS", numbered.len().to_string()).env("LISTEN_FDNAMES", names);
+        }
+        Err(std::os::unix::process::CommandExt::exec(&mut command))
+    };
+    become_it().unwrap_or_else(|error| error)
 }
 
 fn tcp_listen(at: SocketAddr) -> std::io::Result<ExitCode> {

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use super::host::Host;
+use super::manager::Manager;
 use super::netns::Netns;
 use super::process::{self, Finished, Process};
 use super::{programs, wait_for};
@@ -26,6 +27,8 @@ pub struct Agent {
     folder: PathBuf,
     process: Option<Process>,
     log_filter: String,
+    environment: Vec<(String, String)>,
+    manager: Option<Manager>,
 }
 
 impl Agent {
@@ -40,6 +43,8 @@ impl Agent {
             folder: host.folder(),
             process: None,
             log_filter: "info".to_owned(),
+            environment: Vec::new(),
+            manager: None,
         };
         let mut text = String::new();
         writeln!(text, "state_dir = {:?}", agent.state().display().to_string())?;
@@ -86,6 +91,34 @@ impl Agent {
         filter.clone_into(&mut self.log_filter);
     }
 
+    /// Runs it, and its commands, with further variables from now on.
+    pub fn set_environment(&mut self, more: impl IntoIterator<Item = (String, String)>) {
+        self.environment.extend(more);
+    }
+
+    /// Runs it from its next start on under a service manager, which wants to be pinged within `watchdog`.
+    ///
+    /// # Errors
+    /// If the manager's sockets cannot be made.
+    pub fn manage(&mut self, watchdog: Duration) -> Result<&Manager> {
+        let manager = Manager::new(&self.folder)?;
+        self.environment.extend([
+            ("NOTIFY_SOCKET".to_owned(), manager.notify_socket().display().to_string()),
+            ("WATCHDOG_USEC".to_owned(), watchdog.as_micros().to_string()),
+        ]);
+        Ok(self.manager.insert(manager))
+    }
+
+    /// Its service manager.
+    ///
+    /// # Errors
+    /// If it has none.
+    pub fn manager(&self) -> Result<&Manager> {
+        self.manager
+            .as_ref()
+            .with_context(|| format!("nothing manages the agent of {}", self.host))
+    }
+
     /// Joins by a token. The token goes through a file, never over the command line.
     ///
     /// # Errors
@@ -123,13 +156,30 @@ impl Agent {
     /// # Errors
     /// If the program is missing.
     pub fn spawn(&self) -> Result<Process> {
-        let mut command = self.net.command(&programs::find("cloison-agent")?.display().to_string());
+        let program = programs::find("cloison-agent")?;
+        let mut command = if let Some(manager) = &self.manager {
+            let mut command = self.net.command(&programs::find("lab-tool")?.display().to_string());
+            command.arg("with-kept").arg(manager.pass_socket()).arg("--").arg(program);
+            command
+        } else {
+            self.net.command(&program.display().to_string())
+        };
         command
             .arg("run")
             .arg("--config")
             .arg(self.config())
-            .env("RUST_LOG", &self.log_filter);
+            .env("RUST_LOG", &self.log_filter)
+            .envs(self.environment.iter().cloned());
         self.net.start("agent", command)
+    }
+
+    /// Starts it, and returns when its program does: it is not running yet.
+    ///
+    /// # Errors
+    /// If the program is missing.
+    pub fn launch(&mut self) -> Result<()> {
+        self.process = Some(self.spawn()?);
+        Ok(())
     }
 
     /// Its process.
@@ -178,6 +228,7 @@ impl Agent {
         let mut command = self.net.command(&programs::find("cloison-agent")?.display().to_string());
         let (name, rest) = arguments.split_first().context("no command for the agent")?;
         command.arg(name).arg("--config").arg(self.config()).args(rest);
+        command.envs(self.environment.iter().filter(|(name, _)| name != "NOTIFY_SOCKET").cloned());
         process::run(command, super::netns::COMMAND_LIMIT)
     }
 

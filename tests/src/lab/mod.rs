@@ -20,13 +20,17 @@
 pub mod agent;
 pub mod capture;
 pub mod cleanup;
+pub mod clock;
 pub mod coordinator;
 pub mod host;
+pub mod manager;
 pub mod mesh;
 pub mod netns;
 pub mod postgres;
 pub mod process;
 pub mod programs;
+pub mod shim;
+pub mod stall;
 pub mod tool;
 pub mod wire;
 pub mod wireguard;
