@@ -40,6 +40,9 @@ pub struct Common {
     /// Socket by which `status`, `explain` and `ping` ask the running agent [default: /run/cloison/agent.sock]
     #[arg(long, global = true, value_name = "PATH")]
     pub socket: Option<PathBuf>,
+    /// Hosts file that gets the names of components, or `off` [default: /etc/hosts]
+    #[arg(long, global = true, value_name = "PATH|off")]
+    pub hosts_file: Option<String>,
     /// What to log: a level, or `module=level,...` [default: info]
     #[arg(long, global = true, value_name = "FILTER")]
     pub log: Option<String>,
@@ -60,6 +63,7 @@ const RUN_HELP: &str = r#"Configuration file (flags stand above it; these are th
   netns_dirs   = ["/run/netns"]
   coordinators = []          # host:port; empty: those that the mesh names
   endpoints    = []          # ip:port; told to peers beside this host's interface addresses
+  hosts_file   = "/etc/hosts"   # gets a block with the names of components; or "off"
   log          = "info"
   log_format   = "text"      # or "json"
   # mtu        = 1420        # found from the underlay
@@ -219,6 +223,7 @@ impl Common {
         FileConfig {
             state_dir: self.state_dir.clone(),
             socket: self.socket.clone(),
+            hosts_file: self.hosts_file.clone(),
             log: self.log.clone(),
             log_format: self.log_format,
             ..FileConfig::default()

@@ -4,6 +4,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use cloison_proto::policy::AttachmentKind;
 use serde::Deserialize;
@@ -41,10 +42,32 @@ pub struct Config {
     pub coordinators: Vec<String>,
     /// Underlay endpoints to tell peers beside this host's interface addresses, like a forwarded port.
     pub endpoints: Vec<SocketAddr>,
+    /// The hosts file that gets a block with the names of components.
+    pub hosts_file: HostsFile,
     /// What to log, as `level` or `module=level,...`.
     pub log: String,
     /// How to log.
     pub log_format: LogFormat,
+}
+
+/// Where names of components are written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HostsFile {
+    /// Nowhere.
+    Off,
+    /// Into this file.
+    At(PathBuf),
+}
+
+impl FromStr for HostsFile {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "off" => Ok(Self::Off),
+            path if Path::new(path).is_absolute() => Ok(Self::At(path.into())),
+            _ => Err(format!("`{text}` is neither an absolute path nor \"off\"")),
+        }
+    }
 }
 
 /// How log lines look.
@@ -84,6 +107,8 @@ pub struct FileConfig {
     pub coordinators: Option<Vec<String>>,
     /// See [`Config::endpoints`].
     pub endpoints: Option<Vec<SocketAddr>>,
+    /// See [`Config::hosts_file`].
+    pub hosts_file: Option<String>,
     /// See [`Config::log`].
     pub log: Option<String>,
     /// See [`Config::log_format`].
@@ -184,6 +209,7 @@ impl FileConfig {
             netns_dirs: over.netns_dirs.or(self.netns_dirs),
             coordinators: over.coordinators.or(self.coordinators),
             endpoints: over.endpoints.or(self.endpoints),
+            hosts_file: over.hosts_file.or(self.hosts_file),
             log: over.log.or(self.log),
             log_format: over.log_format.or(self.log_format),
         }
@@ -206,6 +232,7 @@ impl FileConfig {
         }
         let interface = self.interface.as_deref().unwrap_or("cloison0");
         let table = self.table.as_deref().unwrap_or("cloison");
+        let hosts_file = self.hosts_file.as_deref().unwrap_or("/etc/hosts");
         Ok(Config {
             state_dir: self.state_dir.unwrap_or_else(|| "/var/lib/cloison-agent".into()),
             socket: self.socket.unwrap_or_else(|| "/run/cloison/agent.sock".into()),
@@ -220,6 +247,7 @@ impl FileConfig {
             },
             coordinators: self.coordinators.unwrap_or_default(),
             endpoints: self.endpoints.unwrap_or_default(),
+            hosts_file: hosts_file.parse().map_err(value("hosts_file"))?,
             log: self.log.unwrap_or_else(|| "info".into()),
             log_format: self.log_format.unwrap_or_default(),
         })
@@ -263,6 +291,7 @@ mod tests {
             ("mtu = 500", "mtu"),
             ("workers = 0", "workers"),
             ("table = \"A\"", "table"),
+            ("hosts_file = \"hosts\"", "hosts_file"),
         ] {
             let error = FileConfig::parse(line, Path::new("x")).and_then(FileConfig::complete).map_err(text);
             assert!(error.as_ref().is_err_and(|e| e.contains(key)), "{line}: {error:?}");

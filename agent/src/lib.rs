@@ -14,6 +14,7 @@ pub mod dataplane;
 pub mod enroll;
 pub mod first_start;
 pub mod manager;
+pub mod names;
 pub mod netlink;
 pub mod run;
 pub mod state;

@@ -29,6 +29,7 @@ use crate::control::link::Link;
 use crate::dataplane::{self, Dataplane, InForce, MeshEngine, StartError};
 use crate::first_start::{self, FirstStartError};
 use crate::manager::{Kept, Manager, Wanted, Watchdog};
+use crate::names::keeper::Keeper;
 use crate::state::clock::{Moment, wall_now};
 use crate::state::identity::{Membership, load_certificate};
 use crate::state::incarnation::{self, StepWatch};
@@ -199,6 +200,7 @@ struct Agent {
     watchdog: Option<Watchdog>,
     /// The line that the service manager was told last.
     told: String,
+    names: Keeper,
 }
 
 impl Agent {
@@ -219,6 +221,7 @@ impl Agent {
             ..EngineConfig::default()
         }));
         let dataplane = Arc::new(Mutex::new(Dataplane::resume(plane_config(&config), engine.clone(), manager, kept)?));
+        let names = Keeper::start(config.hosts_file.clone(), dir.clone())?;
         let link = Link::new(us.clone(), &cached, window, incarnation, link_seed, moment.boottime);
         let mut agent = Self {
             local_keys: vec![Arc::new(BoringKey::new(&keys.wg))],
@@ -237,6 +240,7 @@ impl Agent {
             manager,
             watchdog: manager.watchdog(moment.boottime),
             told: String::new(),
+            names,
             config,
             dir,
             us,
@@ -278,6 +282,7 @@ impl Agent {
             return Ok(());
         }
         self.table = Arc::new(Table::new(view.content()));
+        self.name();
         for (host, endpoint) in &self.heard {
             self.engine.remember(*host, *endpoint);
         }

@@ -206,7 +206,7 @@ impl Lab {
             .arg(env!("CARGO_BIN_EXE_cloison-agent"));
         command.args(arguments).arg("--state-dir").arg(self.state(number));
         command.arg("--socket").arg(self.folder.path().join(format!("{number}.sock")));
-        command.stdin(Stdio::null());
+        command.args(["--hosts-file", "off"]).stdin(Stdio::null());
         command
     }
 

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -130,6 +131,9 @@ pub struct Status {
     pub peers: Vec<Peer>,
     /// Packets.
     pub packets: Packets,
+    /// Names of components in the hosts file.
+    #[serde(default)]
+    pub names: Names,
     /// Items of the view that this agent could not use.
     pub ignored_items: u64,
     /// What people should look at.
@@ -164,6 +168,38 @@ pub enum Link {
         next_secs: u64,
         /// Why the last one ended.
         why: String,
+    },
+}
+
+/// Names of components in the hosts file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum Names {
+    /// The agent's configuration says that there are to be none.
+    #[default]
+    Off,
+    /// There was no view yet.
+    Waiting {
+        /// The file.
+        file: PathBuf,
+    },
+    /// They are there.
+    Kept {
+        /// The file.
+        file: PathBuf,
+        /// How many instances have a name.
+        instances: usize,
+        /// How many have none because the block would be too long.
+        left_out: usize,
+    },
+    /// They are not, or not the right ones.
+    Failed {
+        /// The file.
+        file: PathBuf,
+        /// Why.
+        why: String,
+        /// What to do.
+        hint: String,
     },
 }
 

@@ -313,7 +313,8 @@ fn destinations(range: OverlayRange) -> Vec<Prefix> {
 }
 
 /// Whether the kernel has IPv6 at all; without, the mesh is IPv4 only here.
-fn has_ipv6() -> bool {
+#[must_use]
+pub fn has_ipv6() -> bool {
     Path::new("/proc/sys/net/ipv6").exists()
 }
 

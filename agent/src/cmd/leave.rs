@@ -1,9 +1,11 @@
-//! `leave`: takes this host out of its mesh: base table, routes, namespaces' settings, then keys and membership.
+//! `leave`: takes this host out of its mesh: names, base table, routes, namespaces' settings, then keys and membership.
 
 use super::{Done, Failure, print_text};
 use crate::args::Leave;
 use crate::config::Config;
 use crate::dataplane;
+use crate::names::block::Owner;
+use crate::names::keeper;
 use crate::run::plane_config;
 use crate::state::clock::Moment;
 use crate::state::identity::Membership;
@@ -36,6 +38,7 @@ pub fn run(config: &Config, args: &Leave) -> Result<Done, Failure> {
     };
     let Some(us) = us else {
         if args.force {
+            clear_names(config, &dir, None, true)?;
             remove_all(&dir)?;
             print_text("There was no usable membership; whatever else was kept is removed.")?;
             return Ok(Done::Well);
@@ -65,6 +68,12 @@ fn clear_host(config: &Config, dir: &StateDir, us: &Membership, force: bool) -> 
         }
         Err(error) => return Err(error.into()),
     };
+    let owner = overlay.map(|overlay| Owner {
+        mesh: us.mesh,
+        host: us.host,
+        overlay,
+    });
+    clear_names(config, dir, owner, force)?;
     let Some(range) = overlay else {
         eprintln!(
             "warning: no view is on disk; if the agent ever ran here, look for the nftables table `{}`",
@@ -82,6 +91,21 @@ fn clear_host(config: &Config, dir: &StateDir, us: &Membership, force: bool) -> 
             Ok(())
         }
         Ok(()) => Ok(()),
+    }
+}
+
+/// Takes this host's block out of the hosts file.
+fn clear_names(config: &Config, dir: &StateDir, owner: Option<Owner>, force: bool) -> Result<(), Failure> {
+    match keeper::leave(dir, &config.hosts_file, owner) {
+        Ok(_) => Ok(()),
+        Err(error) if force => {
+            eprintln!("warning: {error}; take the block of this host out of it by hand");
+            Ok(())
+        }
+        Err(error) => Err(Failure::Other {
+            what: format!("cannot take the names of components out of the hosts file: {error}"),
+            hint: format!("{}; --force removes the state nevertheless", error.hint()),
+        }),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use cloison_proto::status::{Answer, Counters, Enforcement, Link, Request, Status};
+use cloison_proto::status::{Answer, Counters, Enforcement, Link, Names, Request, Status};
 
 use super::{Done, Failure, asked, bytes, columns, print_json, print_text, span};
 use crate::args::{Format, StatusArgs};
@@ -48,6 +48,7 @@ fn text(status: &Status) -> String {
         ],
         vec!["agent".into(), format!("{}, up {}", status.software, span(status.uptime_secs))],
     ];
+    head.extend(names(&status.names).map(|text| vec!["names".into(), text]));
     if status.ignored_items > 0 {
         head.push(vec![
             "ignored".into(),
@@ -84,6 +85,16 @@ fn link(link: &Link) -> String {
         Link::Linked { address, for_secs } => format!("linked with {address} for {}", span(*for_secs)),
         Link::Connecting => "connecting".into(),
         Link::Waiting { next_secs, why } => format!("not linked, next attempt in {}: {why}", span(*next_secs)),
+    }
+}
+
+/// What is known of names; nothing, where there are to be none.
+fn names(names: &Names) -> Option<String> {
+    match names {
+        Names::Off => None,
+        Names::Waiting { file } => Some(format!("in {}, as soon as there is a view", file.display())),
+        Names::Kept { file, instances, .. } => Some(format!("{instances} instances in {}", file.display())),
+        Names::Failed { file, .. } => Some(format!("not in {}: see the warning", file.display())),
     }
 }
 

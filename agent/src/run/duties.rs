@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cloison_proto::status::{Answer, Lease, Link as ShownLink, Request, Status};
+use cloison_proto::status::{Answer, Lease, Link as ShownLink, Names, Request, Status};
 use cloison_proto::version::Timestamp;
 
 use super::{Agent, blocking};
@@ -11,6 +11,9 @@ use crate::cmd::span;
 use crate::control::candidates::{self, Known};
 use crate::control::link::LinkState;
 use crate::enroll::CLOCK_OFF;
+use crate::names;
+use crate::names::block::Owner;
+use crate::names::keeper::Wanted;
 use crate::state::clock::{PERSIST_EVERY, wall_now};
 use crate::state::incarnation;
 use crate::status::{Question, problem};
@@ -76,6 +79,7 @@ impl Agent {
                 let outputs = self.link.report(report);
                 self.carry_out(outputs).await;
             }
+            self.name();
         }
         if due(&mut self.duties.announce, now, ANNOUNCE_EVERY) {
             self.announce().await;
@@ -110,6 +114,19 @@ impl Agent {
             self.manager.status(&line);
             self.told = line;
         }
+    }
+
+    /// Says which names the hosts file is to have: those of the view in force, as far as its instances are attached and its rules last.
+    pub(super) fn name(&mut self) {
+        let Some(view) = self.in_force() else { return };
+        let now = self.link.mesh_time(clock::now());
+        let entries = names::entries(&view, self.dataplane.lock().report(), now);
+        let owner = Owner {
+            mesh: self.us.mesh,
+            host: self.us.host,
+            overlay: view.config.overlay,
+        };
+        self.names.want(Wanted { owner, entries });
     }
 
     /// A wall clock that stepped back makes handshakes that peers refuse: a raised incarnation has them begin anew.
@@ -229,6 +246,7 @@ impl Agent {
             link: self.shown_link(now),
             peers: view.as_ref().map_or_else(Vec::new, |v| answer::peers(v, &self.engine)),
             packets: answer::packets(&self.engine, dataplane.counts()),
+            names: self.names.state(),
             ignored_items: view.as_ref().map_or(0, |v| v.ignored as u64),
             warnings: self.warnings(now, view.is_some()),
             instances,
@@ -272,6 +290,16 @@ impl Agent {
         }
         if self.unsaved {
             warnings.push("the view in force could not be written to disk: a restart would begin with an older one or none".into());
+        }
+        match self.names.state() {
+            Names::Failed { why, hint, .. } => warnings.push(format!("components cannot be reached by name: {why}; {hint}")),
+            Names::Kept { left_out, file, .. } if left_out > 0 => {
+                warnings.push(format!(
+                    "{left_out} instances have no name: the block in {} would be too long",
+                    file.display()
+                ));
+            }
+            Names::Off | Names::Waiting { .. } | Names::Kept { .. } => {}
         }
         warnings.extend(self.link_warning.clone());
         warnings

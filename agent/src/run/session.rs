@@ -246,6 +246,7 @@ impl Agent {
                 tracing::info!(%version, ?installed, "view in force");
                 self.table = std::sync::Arc::new(cloison_proto::filter::Table::new(offer.view.content()));
                 self.problems.clear();
+                self.name();
                 self.announce().await;
                 return self.save(&offer.view);
             }

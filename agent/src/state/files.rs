@@ -41,11 +41,13 @@ pub enum File {
     Incarnation,
     /// Where peers were last heard.
     Endpoints,
+    /// The hosts file with this host's block, and a write to it that is under way.
+    Hosts,
 }
 
 impl File {
     /// Every file, in no order that matters.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::IdentityKey,
         Self::WgKey,
         Self::Membership,
@@ -55,6 +57,7 @@ impl File {
         Self::Lease,
         Self::Incarnation,
         Self::Endpoints,
+        Self::Hosts,
     ];
 
     /// The file's name in the directory.
@@ -70,14 +73,15 @@ impl File {
             Self::Lease => "lease",
             Self::Incarnation => "incarnation",
             Self::Endpoints => "endpoints",
+            Self::Hosts => "hosts",
         }
     }
 
     /// Most bytes of its body: a view is at most 16 MiB of items, and a third more with what stands around them; 16,384 endpoints of
-    /// less than 128 bytes; the others are small.
+    /// less than 128 bytes; a hosts file of 8 MiB before and after a write, in base64; the others are small.
     const fn limit(self) -> usize {
         match self {
-            Self::View => 24 * 1024 * 1024,
+            Self::View | Self::Hosts => 24 * 1024 * 1024,
             Self::Endpoints => 2 * 1024 * 1024,
             Self::Membership => 1024 * 1024,
             Self::IdentityKey | Self::WgKey | Self::Certificate | Self::Floor | Self::Lease | Self::Incarnation => 64 * 1024,
@@ -95,7 +99,7 @@ impl File {
             Self::Floor => {
                 "remove the file only if you trust the coordinator not to publish an older policy; the agent then takes what it is sent"
             }
-            Self::Incarnation | Self::Endpoints => "remove the file: the agent makes a new one",
+            Self::Incarnation | Self::Endpoints | Self::Hosts => "remove the file: the agent makes a new one",
         }
     }
 }
@@ -312,7 +316,7 @@ impl StateDir {
     }
 
     /// The error for a file whose checksum holds and whose content does not.
-    pub(super) fn damaged(&self, file: File, why: impl fmt::Display) -> StateError {
+    pub(crate) fn damaged(&self, file: File, why: impl fmt::Display) -> StateError {
         StateError::Damaged {
             file,
             path: self.path_of(file),

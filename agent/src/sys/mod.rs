@@ -5,6 +5,7 @@
 
 pub mod clock;
 pub mod inherited;
+pub mod lease;
 pub mod netns;
 pub mod poll;
 pub mod socket;

@@ -12,6 +12,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use cloison_tests::lab::host::Host;
 use cloison_tests::lab::mesh::{Instance, Mesh};
 use cloison_tests::lab::postgres::{self, Postgres};
 use cloison_tests::lab::process::{Finished, Process};
@@ -22,6 +23,8 @@ const NAME: &str = "demo";
 const HOSTS: [&str; 3] = ["db-1", "app-1", "app-2"];
 /// Something else that listens on db-1, and that no rule names.
 const OTHER_PORT: u16 = 6000;
+/// What postgres is called on every host that may reach it.
+const BY_NAME: &str = "postgres.cloison.internal";
 const CUT_LIMIT: Duration = Duration::from_secs(10);
 
 const COMPONENTS: &str = "\
@@ -64,7 +67,7 @@ fn run(keep: bool) -> Result<()> {
     explain_both(&story, &mesh)?;
     other_port_is_refused(&story, &mesh, &addresses)?;
     rule_removed_cuts(&story, &mesh, &addresses, &server)?;
-    mesh_outlives_its_coordinator(&story, &mut mesh, &addresses)?;
+    mesh_outlives_its_coordinator(&story, &mut mesh)?;
     story.say(&format!("\nAll of this took {:.0} s.", start.elapsed().as_secs_f64()));
     if !keep {
         drop(server);
@@ -129,28 +132,38 @@ fn start_postgres(story: &Story, mesh: &Mesh, addresses: &Addresses) -> Result<P
 }
 
 fn query_goes_through(story: &Story, mesh: &Mesh, addresses: &Addresses) -> Result<()> {
-    story.title("n8n on app-1 asks: the rule allows it");
-    for address in addresses.postgres.addresses() {
-        let sql = "select 'n8n is ' || inet_client_addr() || ', postgres is ' || inet_server_addr()";
-        story.command(&format!("psql -h {address} -c \"{sql}\"  # on app-1"));
-        let answer = postgres::query(mesh.host("app-1")?.net(), address, sql, 5)?.ok()?;
-        story.output(&answer.stdout);
-        let source = if address.is_ipv4() {
-            addresses.n8n.v4.to_string()
-        } else {
-            addresses.n8n.v6.to_string()
-        };
-        ensure!(
-            answer.stdout.contains(&source),
-            "the server saw another client than {source}: {}",
-            answer.stdout
-        );
-        story.done(&format!(
-            "{} ms, through the mesh; the server sees n8n's own address",
-            answer.took.as_millis()
-        ));
-    }
+    story.title("n8n on app-1 asks for postgres by name: the rule allows it, so its agent has put the name into /etc/hosts");
+    let app = mesh.host("app-1")?;
+    wait_for("the name in the hosts file", CUT_LIMIT, || {
+        Ok(block(app)?.contains(BY_NAME).then_some(()))
+    })?;
+    story.command("cat /etc/hosts  # on app-1");
+    story.output(&block(app)?);
+    let sql = "select 'n8n is ' || inet_client_addr() || ', postgres is ' || inet_server_addr()";
+    story.command(&format!("psql -h {BY_NAME} -c \"{sql}\"  # on app-1"));
+    let answer = postgres::query(app.net(), BY_NAME, sql, 5)?.ok()?;
+    story.output(&answer.stdout);
+    let own = addresses.n8n.addresses().map(|a| a.to_string());
+    ensure!(
+        own.iter().any(|source| answer.stdout.contains(source)),
+        "the server saw another client than {own:?}: {}",
+        answer.stdout
+    );
+    story.done(&format!(
+        "{} ms, through the mesh; the server sees n8n's own address",
+        answer.took.as_millis()
+    ));
     Ok(())
+}
+
+/// The agent's block in a host's hosts file.
+fn block(host: &Host) -> Result<String> {
+    let text = std::fs::read_to_string(host.hosts_file())?;
+    Ok(text
+        .lines()
+        .skip_while(|l| !l.starts_with("# BEGIN"))
+        .collect::<Vec<_>>()
+        .join("\n"))
 }
 
 fn rogue_is_refused(story: &Story, mesh: &Mesh, addresses: &Addresses, server: &Postgres) -> Result<()> {
@@ -158,6 +171,15 @@ fn rogue_is_refused(story: &Story, mesh: &Mesh, addresses: &Addresses, server: &
     let (db, app) = (mesh.host("db-1")?, mesh.host("app-2")?);
     let clients_before = server.clients_seen();
     let wire = db.capture_wire()?;
+    story.command(&format!("psql -h {BY_NAME} -c 'select 1'  # on app-2"));
+    let unknown = postgres::query(app.net(), BY_NAME, "select 1", 5)?.refused()?;
+    story.output(&unknown.stderr);
+    ensure!(
+        block(app)?.contains("rogue") && !block(app)?.contains("postgres"),
+        "{}",
+        block(app)?
+    );
+    story.done("app-2 does not even know the name; so rogue tries the addresses, which somebody has told it");
     for address in addresses.postgres.addresses() {
         story.command(&format!("psql -h {address} -c 'select 1'  # on app-2"));
         let refused = postgres::query(app.net(), address, "select 1", 5)?.refused()?;
@@ -214,9 +236,9 @@ fn rule_removed_cuts(story: &Story, mesh: &Mesh, addresses: &Addresses, server: 
     story.title("A session is open, and its rule goes away");
     let address = IpAddr::V4(addresses.postgres.v4);
     story.command(&format!(
-        "psql -h {address} -c 'select now() \\watch 0.1'  # on app-1, goes on and on"
+        "psql -h {BY_NAME} -c 'select now() \\watch 0.1'  # on app-1, goes on and on"
     ));
-    let mut client = watching_client(mesh, address)?;
+    let mut client = watching_client(mesh)?;
     let disconnects_before = cut_clients(server);
     story.command("cloison policy apply policy-without-the-rule.yaml");
     let answered = mesh.coordinator.apply(COMPONENTS)?;
@@ -240,13 +262,17 @@ fn rule_removed_cuts(story: &Story, mesh: &Mesh, addresses: &Addresses, server: 
     story.say("\nThe rule comes back:");
     story.command("cloison policy apply policy.yaml --wait");
     mesh.coordinator.apply_and_wait(&format!("{COMPONENTS}{RULE}"))?;
-    postgres::query(mesh.host("app-1")?.net(), address, "select 1", 5)?.ok()?;
+    let app = mesh.host("app-1")?;
+    wait_for("the name in the hosts file", CUT_LIMIT, || {
+        Ok(block(app)?.contains(BY_NAME).then_some(()))
+    })?;
+    postgres::query(app.net(), BY_NAME, "select 1", 5)?.ok()?;
     story.done("n8n reaches postgres again");
     Ok(())
 }
 
 /// A psql on app-1 that asks ten times a second, once it has its first answer.
-fn watching_client(mesh: &Mesh, address: IpAddr) -> Result<Process> {
+fn watching_client(mesh: &Mesh) -> Result<Process> {
     let app = mesh.host("app-1")?;
     let script = app.folder().join("watch.sql");
     std::fs::write(&script, "select now() \\watch 0.1\n")?;
@@ -257,7 +283,7 @@ fn watching_client(mesh: &Mesh, address: IpAddr) -> Result<Process> {
         "-A",
         "-t",
         "-h",
-        &address.to_string(),
+        BY_NAME,
         "-U",
         "postgres",
         "-v",
@@ -275,17 +301,16 @@ fn cut_clients(server: &Postgres) -> usize {
     server.log().lines().filter(|l| l.contains("Connection reset by peer")).count()
 }
 
-fn mesh_outlives_its_coordinator(story: &Story, mesh: &mut Mesh, addresses: &Addresses) -> Result<()> {
+fn mesh_outlives_its_coordinator(story: &Story, mesh: &mut Mesh) -> Result<()> {
     story.title("The coordinator stops, and the pair goes on talking");
     mesh.coordinator.stop()?;
     ensure!(mesh.coordinator.cli(&["status"])?.refused().is_ok());
     story.done("the coordinator is down");
-    let address = IpAddr::V4(addresses.postgres.v4);
     let report: Finished = {
-        let filled = postgres::fill(mesh.host("app-1")?.net(), address, 1)?;
-        story.command(&format!("pgbench -i && pgbench -T 3 -c 2 -h {address}  # on app-1"));
+        let filled = postgres::fill(mesh.host("app-1")?.net(), BY_NAME, 1)?;
+        story.command(&format!("pgbench -i && pgbench -T 3 -c 2 -h {BY_NAME}  # on app-1"));
         filled.ok()?;
-        postgres::bench(mesh.host("app-1")?.net(), address, 3, &["-c", "2"])?.ok()?
+        postgres::bench(mesh.host("app-1")?.net(), BY_NAME, 3, &["-c", "2"])?.ok()?
     };
     for line in report
         .stdout
@@ -318,10 +343,20 @@ fn instructions(story: &Story, mesh: &Mesh, addresses: &Addresses) -> Result<()>
         ))
     };
     let policy = mesh.host("coordinator")?.folder().join("policy.yaml");
-    let query = |host: &str| -> Result<String> { Ok(format!("{} psql -h {} -U postgres", enter(host)?, addresses.postgres.v4)) };
+    // Its own hosts file is part of a host, so that names work.
+    let on = |host: &str| -> Result<String> {
+        let hosts = mesh.host(host)?.hosts_file().display().to_string();
+        Ok(format!(
+            "{} unshare --mount sh -c 'mount --bind {hosts} /etc/hosts && exec \"$@\"' sh",
+            enter(host)?
+        ))
+    };
     let lines = [
-        ("a query of n8n", query("app-1")?),
-        ("a refused one of rogue", query("app-2")?),
+        ("a query of n8n", format!("{} psql -h {BY_NAME} -U postgres", on("app-1")?)),
+        (
+            "a refused one of rogue",
+            format!("{} psql -h {} -U postgres", on("app-2")?, addresses.postgres.v4),
+        ),
         ("the operator's view", format!("{cli} status")),
         ("why", format!("{cli} explain rogue postgres:sql")),
         (

@@ -51,6 +51,9 @@ impl Agent {
         writeln!(text, "socket = {:?}", agent.socket().display().to_string())?;
         writeln!(text, "interface = {INTERFACE:?}")?;
         writeln!(text, "listen_port = {PORT}")?;
+        if !more.contains("hosts_file") {
+            writeln!(text, "hosts_file = {:?}", host.hosts_file().display().to_string())?;
+        }
         text.push_str(more);
         std::fs::write(agent.config(), text)?;
         Ok(agent)

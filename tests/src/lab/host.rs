@@ -1,4 +1,4 @@
-//! A machine of the lab: a namespace on the wire, a private folder, and namespaces for components inside it.
+//! A machine of the lab: a namespace on the wire, a private folder, a hosts file, and namespaces for components inside it.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::DirBuilderExt;
@@ -11,6 +11,9 @@ use super::capture::Capture;
 use super::netns::Netns;
 use super::wire::{HOST_PORT, Wire};
 use super::{Folder, Underlay, wire_v4, wire_v6};
+
+/// A machine's hosts file to begin with.
+pub const HOSTS: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n";
 
 /// A machine. See the module documentation.
 #[derive(Debug)]
@@ -28,16 +31,17 @@ impl Host {
         let net = Netns::create(prefix, name, folder).with_context(|| format!("making host {name}"))?;
         wire.attach(&net, name, number)
             .with_context(|| format!("hanging host {name} on the wire"))?;
-        let host = Self {
+        let own = folder.path().join(name);
+        std::fs::DirBuilder::new().mode(0o711).create(&own)?;
+        std::fs::write(own.join("hosts"), HOSTS)?;
+        Ok(Self {
             name: name.to_owned(),
             number,
             prefix: prefix.to_owned(),
-            net,
+            net: net.with_hosts(own.join("hosts")),
             underlay: wire.underlay(),
             folder: Arc::clone(folder),
-        };
-        std::fs::DirBuilder::new().mode(0o711).create(host.folder())?;
-        Ok(host)
+        })
     }
 
     /// Its name, which is also that of its port in the wire's namespace.
@@ -56,6 +60,12 @@ impl Host {
     #[must_use]
     pub fn folder(&self) -> PathBuf {
         self.folder.path().join(&self.name)
+    }
+
+    /// Its hosts file: what all programs that run on it see as `/etc/hosts`.
+    #[must_use]
+    pub fn hosts_file(&self) -> PathBuf {
+        self.folder().join("hosts")
     }
 
     /// Its IPv4 address on the wire.
@@ -91,7 +101,7 @@ impl Host {
     /// # Errors
     /// If it cannot be made.
     pub fn component_namespace(&self, component: &str) -> Result<Netns> {
-        Netns::create(&self.prefix, &format!("{}.{component}", self.name), &self.folder)
+        Ok(Netns::create(&self.prefix, &format!("{}.{component}", self.name), &self.folder)?.with_hosts(self.hosts_file()))
     }
 
     /// Records what passes this machine's interface on the wire.

@@ -28,6 +28,8 @@ pub struct Netns {
     /// The last part of the name, for logs.
     short: String,
     folder: Arc<Folder>,
+    /// What its programs see as /etc/hosts.
+    hosts: Option<PathBuf>,
 }
 
 impl Netns {
@@ -42,9 +44,17 @@ impl Netns {
             name,
             short: short.to_owned(),
             folder: Arc::clone(folder),
+            hosts: None,
         };
         netns.run(&["ip", "link", "set", "lo", "up"])?.ok()?;
         Ok(netns)
+    }
+
+    /// The same namespace, whose programs see this file as `/etc/hosts`: by a bind mount in a mount namespace of each program's own.
+    #[must_use]
+    pub fn with_hosts(mut self, file: PathBuf) -> Self {
+        self.hosts = Some(file);
+        self
     }
 
     /// Its name, as `ip netns` shows it.
@@ -133,7 +143,13 @@ impl Netns {
 
     fn enter_command(&self, user: Option<&str>, program: &str) -> Command {
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net={}", self.path().display())).args(["--", "setpriv"]);
+        command.arg(format!("--net={}", self.path().display())).arg("--");
+        if let Some(hosts) = &self.hosts {
+            let script = "mount --bind \"$0\" /etc/hosts && exec \"$@\"";
+            command.args(["unshare", "--mount", "--propagation", "private", "--", "sh", "-c", script]);
+            command.arg(hosts);
+        }
+        command.arg("setpriv");
         if !self.folder.keep() {
             command.args(["--pdeathsig", "KILL"]);
         }

@@ -3,6 +3,7 @@
 //! The cluster is made fresh in the host's folder and runs as the user `postgres` that Debian's package makes. Everyone who reaches it may
 //! log in: what is tested is who reaches it. Its data is not kept, so it does not wait for the disk.
 
+use std::fmt::Display;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -109,11 +110,11 @@ impl Postgres {
     }
 }
 
-/// Runs one query from a namespace, with a connect timeout in whole seconds.
+/// Runs one query of the server at an address or name from a namespace, with a connect timeout in whole seconds.
 ///
 /// # Errors
 /// If psql cannot be started, or hangs. A refused query is no error here.
-pub fn query(from: &Netns, at: IpAddr, sql: &str, connect_timeout_s: u32) -> Result<Finished> {
+pub fn query(from: &Netns, at: impl Display, sql: &str, connect_timeout_s: u32) -> Result<Finished> {
     let mut command = from.command("psql");
     command.args([
         "-X",
@@ -137,7 +138,7 @@ pub fn query(from: &Netns, at: IpAddr, sql: &str, connect_timeout_s: u32) -> Res
 ///
 /// # Errors
 /// If pgbench cannot be started.
-pub fn fill(from: &Netns, at: IpAddr, scale: u32) -> Result<Finished> {
+pub fn fill(from: &Netns, at: impl Display, scale: u32) -> Result<Finished> {
     let (at, scale) = (at.to_string(), scale.to_string());
     from.run(&[&program("pgbench")?, "-i", "-q", "-s", &scale, "-h", &at, "-U", USER, "postgres"])
 }
@@ -146,7 +147,7 @@ pub fn fill(from: &Netns, at: IpAddr, scale: u32) -> Result<Finished> {
 ///
 /// # Errors
 /// If pgbench cannot be started.
-pub fn bench(from: &Netns, at: IpAddr, seconds: u32, arguments: &[&str]) -> Result<Finished> {
+pub fn bench(from: &Netns, at: impl Display, seconds: u32, arguments: &[&str]) -> Result<Finished> {
     let mut command = from.command(&program("pgbench")?);
     command
         .args([
