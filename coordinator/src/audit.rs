@@ -102,6 +102,10 @@ words! {
         HostRevoke = "host.revoke",
         /// Two links of one host at once, with diverging incarnations.
         HostCloned = "host.cloned",
+        /// A host proved the WireGuard key that is to take the place of the one it has.
+        HostKeyOffer = "host.key_offer",
+        /// A host's former WireGuard key was retired.
+        HostKeyRetire = "host.key_retire",
         /// A certificate was issued.
         CertificateIssue = "certificate.issue",
         /// A credential was made.

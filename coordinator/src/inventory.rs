@@ -134,14 +134,35 @@ pub struct Host {
     pub name_given: bool,
     /// Labels from the token or an operator.
     pub labels: LabelSet,
-    /// Its WireGuard key.
+    /// Its WireGuard key: while it changes keys, the one to be retired.
     pub wg_key: WgPublicKey,
+    /// The WireGuard key that is to take its place, while it changes keys.
+    pub next: Option<NextKey>,
     /// What its certificates speak for.
     pub identity: IdentityKey,
     /// When it joined.
     pub enrolled_at: MeshTime,
     /// Somebody with another key tried to redeem this host's used-up token: one of the two is not who the operator meant.
     pub contested: bool,
+}
+
+/// The key that a host changes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NextKey {
+    /// The key.
+    pub key: WgPublicKey,
+    /// Since when.
+    pub since: MeshTime,
+    /// Views of this revision and later name it.
+    pub revision: u64,
+}
+
+impl Host {
+    /// Its WireGuard keys, the newest first: one, or two while it changes keys.
+    #[must_use]
+    pub fn wg_keys(&self) -> Vec<WgPublicKey> {
+        self.next.iter().map(|next| next.key).chain([self.wg_key]).collect()
+    }
 }
 
 /// Number of a policy document: its ETag. It counts policies, not revisions, so that a join does not make an edit stale.

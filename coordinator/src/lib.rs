@@ -30,6 +30,7 @@ pub mod inventory;
 pub mod policy;
 pub mod publish;
 pub mod recover;
+pub mod rotation;
 pub mod run;
 pub mod store;
 pub mod systemd;

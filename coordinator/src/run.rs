@@ -20,6 +20,7 @@ use crate::data_dir::{DataDir, DataDirError};
 use crate::enrollment::Enrollment;
 use crate::entropy::Environment;
 use crate::publish::{Gate, Publisher};
+use crate::rotation::Keeper;
 use crate::store::{OpenError, Store};
 use crate::systemd;
 use crate::trust::{HostVerifier, Roots, RootsError, ServerError, ServerIdentity, server_config};
@@ -189,6 +190,11 @@ fn supervised(core: &Core, publisher: &Arc<Publisher>, parts: &mut JoinSet<Part>
         ("the watchdog", Ok(()))
     });
     parts.spawn(upkeep(core.store.clone()));
+    let keeper = Keeper::new(core.store.clone(), publisher.hub().clone());
+    parts.spawn(async move {
+        keeper.run().await;
+        ("the keeper of rotations", Ok(()))
+    });
     let publisher = publisher.clone();
     parts.spawn(async move {
         publisher.run().await;

@@ -15,6 +15,7 @@ use cloison_proto::control::agent::{
 };
 use cloison_proto::control::coordinator::{CoordinatorMessage, Goodbye, PeerHint, ViewItems, ViewStart};
 use cloison_proto::control::frame::Frame;
+use cloison_proto::control::rotate::{KeyChallenge, KeyDenied, KeyOffer, KeyProof};
 use cloison_proto::lease::Lease;
 use cloison_proto::signed::Signed;
 use cloison_proto::trust::Trust;
@@ -57,12 +58,25 @@ pub enum Output {
     Certificate(Vec<u8>),
     /// Keep these statements of trust.
     Trust(Vec<Signed>),
+    /// What the coordinator says about a change of the WireGuard key.
+    Key(KeyNews),
     /// This host is no member any more: nothing may pass.
     Revoked,
     /// End the link; [`Link::disconnected`] follows.
     Close(&'static str),
     /// Tell people.
     Warning(String),
+}
+
+/// What a coordinator says about a change of the WireGuard key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeyNews {
+    /// An operator asks for one.
+    Asked,
+    /// The next key is to be proven.
+    Challenge(KeyChallenge),
+    /// The next key is not taken.
+    Denied(KeyDenied),
 }
 
 /// A verified view to be put in force, with its lease if one came.
@@ -236,6 +250,9 @@ impl Link {
             CoordinatorMessage::Hints(hints) => out.push(Output::Hints(hints.peers)),
             CoordinatorMessage::Certificate(certificate) => out.push(Output::Certificate(certificate.der)),
             CoordinatorMessage::Goodbye(goodbye) => self.goodbye(&goodbye, &mut out),
+            CoordinatorMessage::RotateKey(_) => out.push(Output::Key(KeyNews::Asked)),
+            CoordinatorMessage::KeyChallenge(challenge) => out.push(Output::Key(KeyNews::Challenge(challenge))),
+            CoordinatorMessage::KeyDenied(denied) => out.push(Output::Key(KeyNews::Denied(denied))),
         }
         out
     }
@@ -278,6 +295,19 @@ impl Link {
     pub fn report(&mut self, report: Report) -> Vec<Output> {
         let mut out = Vec::new();
         self.reported(report, &mut out);
+        out
+    }
+
+    /// Offers the next WireGuard key; whether there is a link for it.
+    pub fn offer_key(&self) -> Option<Output> {
+        matches!(self.state, LinkState::Linked { .. }).then(|| Output::Send(KeyOffer {}.into()))
+    }
+
+    /// Proves the next WireGuard key.
+    #[must_use]
+    pub fn prove_key(&self, proof: KeyProof) -> Vec<Output> {
+        let mut out = Vec::new();
+        self.say(proof, &mut out);
         out
     }
 

@@ -27,6 +27,10 @@ pub enum File {
     IdentityKey,
     /// The WireGuard key.
     WgKey,
+    /// The WireGuard key that is to take its place.
+    NextWgKey,
+    /// Since when the WireGuard key is in use.
+    KeySince,
     /// Which mesh, which host, whom to trust.
     Membership,
     /// The host's certificate.
@@ -47,9 +51,11 @@ pub enum File {
 
 impl File {
     /// Every file, in no order that matters.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::IdentityKey,
         Self::WgKey,
+        Self::NextWgKey,
+        Self::KeySince,
         Self::Membership,
         Self::Certificate,
         Self::View,
@@ -66,6 +72,8 @@ impl File {
         match self {
             Self::IdentityKey => "identity-key",
             Self::WgKey => "wireguard-key",
+            Self::NextWgKey => "wireguard-key-next",
+            Self::KeySince => "wireguard-key-since",
             Self::Membership => "membership",
             Self::Certificate => "certificate",
             Self::View => "view",
@@ -84,7 +92,14 @@ impl File {
             Self::View | Self::Hosts => 24 * 1024 * 1024,
             Self::Endpoints => 2 * 1024 * 1024,
             Self::Membership => 1024 * 1024,
-            Self::IdentityKey | Self::WgKey | Self::Certificate | Self::Floor | Self::Lease | Self::Incarnation => 64 * 1024,
+            Self::IdentityKey
+            | Self::WgKey
+            | Self::NextWgKey
+            | Self::KeySince
+            | Self::Certificate
+            | Self::Floor
+            | Self::Lease
+            | Self::Incarnation => 64 * 1024,
         }
     }
 
@@ -94,12 +109,13 @@ impl File {
             Self::IdentityKey | Self::WgKey | Self::Membership => {
                 "restore the file from a backup, or run `cloison-agent leave --force` and join again with a new token"
             }
+            Self::NextWgKey => "remove the file: the agent makes another key and offers that",
             Self::Certificate => "remove the file: the agent asks for a new certificate by its identity key",
             Self::View | Self::Lease => "nothing needs to be done while the coordinator can be reached: the agent fetches it again",
             Self::Floor => {
                 "remove the file only if you trust the coordinator not to publish an older policy; the agent then takes what it is sent"
             }
-            Self::Incarnation | Self::Endpoints | Self::Hosts => "remove the file: the agent makes a new one",
+            Self::Incarnation | Self::Endpoints | Self::Hosts | Self::KeySince => "remove the file: the agent makes a new one",
         }
     }
 }

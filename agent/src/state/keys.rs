@@ -58,13 +58,13 @@ impl HostKeys {
     }
 }
 
-fn load_one(dir: &StateDir, file: File) -> Result<Option<Zeroizing<[u8; 32]>>, StateError> {
+pub(super) fn load_one(dir: &StateDir, file: File) -> Result<Option<Zeroizing<[u8; 32]>>, StateError> {
     let Some(body) = dir.read(file)? else { return Ok(None) };
     let key = body.as_slice().try_into().map_err(|_| dir.damaged(file, "a key has 32 bytes"))?;
     Ok(Some(Zeroizing::new(key)))
 }
 
-fn make(dir: &StateDir, file: File) -> Result<Zeroizing<[u8; 32]>, KeysError> {
+pub(super) fn make(dir: &StateDir, file: File) -> Result<Zeroizing<[u8; 32]>, KeysError> {
     let mut key = Zeroizing::new([0; 32]);
     getrandom::fill(key.as_mut_slice()).map_err(KeysError::Entropy)?;
     dir.write(file, key.as_slice())?;

@@ -9,5 +9,6 @@ pub mod identity;
 pub mod incarnation;
 pub mod keys;
 pub mod view_cache;
+pub mod wg_keys;
 
 pub use files::{File, StateDir, StateError};

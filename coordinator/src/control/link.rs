@@ -13,6 +13,7 @@ use cloison_proto::control::coordinator::{
     Certificate, CoordinatorMessage, Goodbye, Hints, LeaseGrant, PeerHint, ViewEnd, ViewItems, ViewStart,
 };
 use cloison_proto::control::frame::{Frame, FrameError, MAX_VIEW_CHUNK};
+use cloison_proto::control::rotate::{KeyChallenge, KeyDenied, KeyProof, RotateKey};
 use cloison_proto::id::HostId;
 use cloison_proto::signed::Signed;
 use cloison_proto::version::{MeshTime, Timestamp, Version};
@@ -63,6 +64,10 @@ pub enum Event {
     Reported(Report),
     /// It wants a new certificate.
     RenewCertificate,
+    /// It wants to prove a new WireGuard key.
+    KeyOffered,
+    /// It proves a new WireGuard key.
+    KeyProven(Box<KeyProof>),
 }
 
 /// What was sent, and what the agent makes of it.
@@ -159,6 +164,8 @@ impl Link {
             }
             Some(AgentMessage::Held(held)) => Some(Event::Held(held.view)),
             Some(AgentMessage::RenewCertificate(_)) => Some(Event::RenewCertificate),
+            Some(AgentMessage::KeyOffer(_)) => Some(Event::KeyOffered),
+            Some(AgentMessage::KeyProof(proof)) => Some(Event::KeyProven(Box::new(proof))),
         })
     }
 
@@ -187,6 +194,21 @@ impl Link {
     /// Sends a new certificate.
     pub fn on_certificate(&mut self, der: Vec<u8>) {
         self.push(Certificate { der });
+    }
+
+    /// Challenges the agent to prove a new WireGuard key.
+    pub fn on_key_challenge(&mut self, challenge: KeyChallenge) {
+        self.push(challenge);
+    }
+
+    /// Says that a new WireGuard key is not taken.
+    pub fn on_key_denied(&mut self, denied: KeyDenied) {
+        self.push(denied);
+    }
+
+    /// Asks the agent for a new WireGuard key.
+    pub fn ask_for_key(&mut self) {
+        self.push(RotateKey {});
     }
 
     /// The next frame to be sent.

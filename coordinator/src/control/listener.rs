@@ -54,6 +54,9 @@ const RENEWALS: u32 = 6;
 /// Links that one host may open in a minute: no host takes the others' connections away.
 const LINKS_PER_MINUTE: u32 = 60;
 
+/// New WireGuard keys of one host: this many in each [`RENEWAL_SPAN`]. Each stays in the store for ever.
+const ROTATIONS: u32 = 20;
+
 const RENEWAL_SPAN: Duration = Duration::from_secs(3600);
 
 /// What an operator can set.
@@ -107,6 +110,7 @@ pub(super) struct Shared {
     pub(super) enrollment: Enrollment,
     pub(super) hub: Arc<Hub>,
     pub(super) renewals: Budgets<IdentityKey>,
+    pub(super) rotations: Budgets<HostId>,
     pub(super) started: Instant,
     verifier: Arc<HostVerifier>,
     handshakes: Arc<Semaphore>,
@@ -146,6 +150,7 @@ impl Listener {
                 sources: Budgets::new(config.joins_per_minute, Duration::from_secs(60)),
                 links: Budgets::new(LINKS_PER_MINUTE, Duration::from_secs(60)),
                 renewals: Budgets::new(RENEWALS, RENEWAL_SPAN),
+                rotations: Budgets::new(ROTATIONS, RENEWAL_SPAN),
                 handshakes: Arc::new(Semaphore::new(MAX_HANDSHAKES)),
                 joins: Semaphore::new(MAX_JOINS),
                 started: Instant::now(),

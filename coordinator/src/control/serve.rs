@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cloison_proto::control::frame::{Frame, FrameBuffer, FrameError};
-use cloison_proto::control::join::RenewRequest;
+use cloison_proto::control::join::{EXPORTER_LABEL, EXPORTER_LEN, RenewRequest};
+use cloison_proto::control::rotate::{KeyDenied, KeyProof};
+use cloison_proto::id::HostId;
 use cloison_proto::key::IdentityKey;
 use cloison_proto::version::{MeshTime, Timestamp};
 use quinn::{Connection, ReadError, RecvStream, SendStream, WriteError};
@@ -14,9 +16,9 @@ use tokio::time::{Instant, timeout};
 use super::link::{Fault, goodbye};
 use super::listener::Shared;
 use super::session::{Effect, Now, OpenError, Peer, Session};
-use crate::enrollment::EnrollmentError;
+use crate::enrollment::{Admission, EnrollmentError};
 use crate::publish::Farewell;
-use crate::store::StoreError;
+use crate::store::{KeyOffered, StoreError};
 use crate::trust::LinkedHost;
 
 /// How long an agent may take to open its stream and to greet.
@@ -152,20 +154,21 @@ pub(super) async fn link(shared: &Shared, connection: &Connection, linked: Linke
     shared.store.record_sighting(linked.host, None, peer.address.to_canonical()).await?;
     let (mut session, effects) = Session::open(&shared.hub, peer, &first, shared.now())?;
     tracing::info!(host = %linked.host, "a host linked");
-    for effect in effects {
-        perform(shared, connection, &linked, &mut session, effect).await?;
-    }
     let certificates = [record.certificates.current, record.certificates.next].into_iter().flatten();
     let ends = certificates
         .filter(|(serial, _)| *serial == linked.serial)
         .map(|(_, ends)| ends)
         .max();
-    let link = Served {
+    let mut link = Served {
         shared,
         connection,
         linked,
         ends: ends.unwrap_or_default(),
+        challenge: None,
     };
+    for effect in effects {
+        link.perform(&mut session, effect).await?;
+    }
     let ended = link.talk(&mut session, &mut wire).await;
     if let Err(error) = &ended
         && let Some(farewell) = error.farewell()
@@ -178,17 +181,19 @@ pub(super) async fn link(shared: &Shared, connection: &Connection, linked: Linke
     ended
 }
 
-/// What a link does not change.
+/// A link that is served.
 struct Served<'a> {
     shared: &'a Shared,
     connection: &'a Connection,
     linked: LinkedHost,
     /// When the certificate ends that the link was opened with.
     ends: MeshTime,
+    /// The challenge that the next proof of a WireGuard key has to answer.
+    challenge: Option<Admission>,
 }
 
 impl Served<'_> {
-    async fn talk(&self, session: &mut Session, wire: &mut Wire) -> Result<(), LinkError> {
+    async fn talk(&mut self, session: &mut Session, wire: &mut Wire) -> Result<(), LinkError> {
         let (shared, slot) = (self.shared, Arc::clone(session.slot()));
         let mut noted = Instant::now();
         loop {
@@ -205,7 +210,7 @@ impl Served<'_> {
             tokio::select! {
                 frame = wire.read() => {
                     if let Some(effect) = session.on_frame(&frame?, shared.now())? {
-                        perform(shared, self.connection, &self.linked, session, effect).await?;
+                        self.perform(session, effect).await?;
                     }
                 }
                 () = slot.woken() => session.refresh(shared.store.now()),
@@ -214,7 +219,7 @@ impl Served<'_> {
                     session.refresh(shared.store.now());
                     if noted.elapsed() >= TICK {
                         noted = Instant::now();
-                        perform(shared, self.connection, &self.linked, session, session.contact()).await?;
+                        self.perform(session, session.contact()).await?;
                     }
                 }
             }
@@ -244,41 +249,87 @@ fn until(due: Option<MeshTime>, now: MeshTime) -> Duration {
     })
 }
 
-async fn perform(
-    shared: &Shared,
-    connection: &Connection,
-    linked: &LinkedHost,
-    session: &mut Session,
-    effect: Effect,
-) -> Result<(), LinkError> {
-    match effect {
-        Effect::NoteSeen(incarnation) => shared.store.record_seen(linked.host, incarnation).await?,
-        Effect::NoteCloned => {
-            tracing::warn!(host = %linked.host, "two machines use this host's keys, by all appearance");
-            shared.store.record_cloned(linked.host).await?;
-        }
-        Effect::NoteHeld(version) => {
-            let source = connection.remote_address().ip().to_canonical();
-            shared.store.record_sighting(linked.host, Some(version), source).await?;
-        }
-        // Nothing is issued meanwhile. The agent asks again.
-        Effect::IssueCertificate if shared.store.inventory().read_only.is_some() => {}
-        Effect::IssueCertificate => {
-            if !shared.may_renew(&linked.identity) {
-                tracing::warn!(host = %linked.host, "a host asks for certificates too often");
-                return Ok(());
+impl Served<'_> {
+    async fn perform(&mut self, session: &mut Session, effect: Effect) -> Result<(), LinkError> {
+        let (shared, linked) = (self.shared, &self.linked);
+        match effect {
+            Effect::NoteSeen(incarnation) => shared.store.record_seen(linked.host, incarnation).await?,
+            Effect::NoteCloned => {
+                tracing::warn!(host = %linked.host, "two machines use this host's keys, by all appearance");
+                shared.store.record_cloned(linked.host).await?;
             }
-            let certificate = shared.enrollment.certificate(linked.host, &linked.identity).await?;
-            session.on_certificate(certificate);
+            Effect::NoteHeld(version) => {
+                let source = self.connection.remote_address().ip().to_canonical();
+                shared.store.record_sighting(linked.host, Some(version), source).await?;
+            }
+            // Nothing is issued meanwhile. The agent asks again.
+            Effect::IssueCertificate if shared.store.inventory().read_only.is_some() => {}
+            Effect::IssueCertificate => {
+                if !shared.may_renew(&linked.identity) {
+                    tracing::warn!(host = %linked.host, "a host asks for certificates too often");
+                    return Ok(());
+                }
+                let certificate = shared.enrollment.certificate(linked.host, &linked.identity).await?;
+                session.on_certificate(certificate);
+            }
+            Effect::ChallengeKey => {
+                let admission = shared.enrollment.admit()?;
+                session.on_key_challenge(admission.key_challenge());
+                self.challenge = Some(admission);
+            }
+            Effect::JudgeKey(proof) => {
+                if let Some(code) = self.judge_key(&proof).await? {
+                    tracing::warn!(host = %self.linked.host, code, "a new WireGuard key was not taken");
+                    let code = code.to_owned();
+                    session.on_key_denied(KeyDenied { wg_key: proof.wg_key, code });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Judges the proof of a new WireGuard key, and keeps the key if it holds; otherwise the code of what is wrong. A challenge is good for
+    /// one proof.
+    async fn judge_key(&mut self, proof: &KeyProof) -> Result<Option<&'static str>, LinkError> {
+        let (shared, linked) = (self.shared, &self.linked);
+        let Some(challenge) = self.challenge.take() else {
+            return Ok(Some("proof"));
+        };
+        let mut exporter = [0; EXPORTER_LEN];
+        if self.connection.export_keying_material(&mut exporter, EXPORTER_LABEL, &[]).is_err() {
+            return Ok(Some("proof"));
+        }
+        if challenge.verify_key(&exporter, linked.host, &linked.identity, proof).is_err() {
+            return Ok(Some("proof"));
+        }
+        if shared.store.inventory().read_only.is_some() {
+            return Ok(Some("unavailable"));
+        }
+        if !shared.may_rotate(linked.host) {
+            return Ok(Some("rate"));
+        }
+        match shared.store.offer_wg_key(linked.host, &linked.identity, &proof.wg_key).await {
+            Ok(KeyOffered::Taken) => {
+                tracing::info!(host = %linked.host, key = %proof.wg_key, "a host changes its WireGuard key");
+                Ok(None)
+            }
+            Ok(KeyOffered::Known) => Ok(Some("key_known")),
+            Ok(KeyOffered::Foreign) => Ok(Some("proof")),
+            Err(StoreError::StorageFull | StoreError::Refused(_)) => Ok(Some("unavailable")),
+            Err(error) => Err(error.into()),
         }
     }
-    Ok(())
 }
 
 impl Shared {
     /// Whether the host with this key may have another certificate already.
     pub(super) fn may_renew(&self, identity: &IdentityKey) -> bool {
         self.renewals.take(*identity, self.now().monotonic)
+    }
+
+    /// Whether the host may have another WireGuard key already.
+    fn may_rotate(&self, host: HostId) -> bool {
+        self.rotations.take(host, self.now().monotonic)
     }
 
     /// Whether the request names a host of the mesh together with that host's key.

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use cloison_proto::control::frame::Frame;
+use cloison_proto::control::rotate::{KeyChallenge, KeyDenied, KeyProof};
 use cloison_proto::id::HostId;
 use cloison_proto::version::{MeshTime, Timestamp, Version};
 
@@ -32,7 +33,7 @@ pub struct Now {
 }
 
 /// What has to be done outside.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
     /// Note that the host is in contact.
     NoteSeen(u64),
@@ -42,6 +43,10 @@ pub enum Effect {
     NoteCloned,
     /// Issue a certificate, and give it to [`Session::on_certificate`].
     IssueCertificate,
+    /// Make a challenge, and give its public half to [`Session::on_key_challenge`].
+    ChallengeKey,
+    /// Judge the proof of a new WireGuard key; what is not taken goes to [`Session::on_key_denied`].
+    JudgeKey(Box<KeyProof>),
 }
 
 /// A link that is open.
@@ -108,6 +113,8 @@ impl Session {
             Some(Event::Reported(report)) => self.hub.reported(self.host, &self.slot, report),
             Some(Event::Held(view)) => return Ok(self.hub.held(self.host, &view).map(Effect::NoteHeld)),
             Some(Event::RenewCertificate) => return Ok(Some(Effect::IssueCertificate)),
+            Some(Event::KeyOffered) => return Ok(Some(Effect::ChallengeKey)),
+            Some(Event::KeyProven(proof)) => return Ok(Some(Effect::JudgeKey(proof))),
         }
         Ok(None)
     }
@@ -119,6 +126,9 @@ impl Session {
             self.link.on_offer(offer);
         }
         self.link.on_hints(self.hub.hints(self.host));
+        if self.hub.take_key_wish(self.host, &self.slot) {
+            self.link.ask_for_key();
+        }
     }
 
     /// The link comes from this address by now.
@@ -129,6 +139,16 @@ impl Session {
     /// Sends a certificate.
     pub fn on_certificate(&mut self, der: Vec<u8>) {
         self.link.on_certificate(der);
+    }
+
+    /// Challenges the agent to prove a new WireGuard key.
+    pub fn on_key_challenge(&mut self, challenge: KeyChallenge) {
+        self.link.on_key_challenge(challenge);
+    }
+
+    /// Says that a new WireGuard key is not taken.
+    pub fn on_key_denied(&mut self, denied: KeyDenied) {
+        self.link.on_key_denied(denied);
     }
 
     /// The next frame to be sent.

@@ -8,8 +8,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use cloison_proto::control::join::{self, Challenge, EXPORTER_LEN, JoinRequest, Joined, RenewRequest};
+use cloison_proto::control::rotate::{self, KeyChallenge, KeyProof};
 use cloison_proto::id::HostId;
-use cloison_proto::key::{IdentityKey, Secret32};
+use cloison_proto::key::{BadSignature, IdentityKey, Secret32};
 use cloison_proto::label::ComponentName;
 use x25519_dalek::{PublicKey, StaticSecret};
 
@@ -64,6 +65,28 @@ impl Admission {
         Challenge {
             ephemeral: PublicKey::from(&self.ephemeral).to_bytes(),
         }
+    }
+
+    /// What a host is asked that changes its WireGuard key.
+    #[must_use]
+    pub fn key_challenge(&self) -> KeyChallenge {
+        KeyChallenge {
+            ephemeral: self.challenge().ephemeral,
+        }
+    }
+
+    /// Checks the answer to [`Admission::key_challenge`] of the host with this identity key.
+    ///
+    /// # Errors
+    /// [`BadSignature`].
+    pub fn verify_key(
+        &self,
+        exporter: &[u8; EXPORTER_LEN],
+        host: HostId,
+        identity: &IdentityKey,
+        proof: &KeyProof,
+    ) -> Result<(), BadSignature> {
+        rotate::verify(exporter, host, identity, proof, &self.ephemeral)
     }
 }
 

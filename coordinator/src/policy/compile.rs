@@ -87,7 +87,7 @@ impl Encoded {
             let peer = Peer {
                 id: host.id,
                 name: host.name.clone(),
-                wg_keys: vec![host.wg_key],
+                wg_keys: host.wg_keys(),
                 psk_generation: 0,
             };
             Some((host.id, only(|items| peer.put_in(items))?))
@@ -131,7 +131,7 @@ impl Plan {
         let own = SelfHost {
             id: us.id,
             name: us.name.clone(),
-            wg_keys: vec![us.wg_key],
+            wg_keys: us.wg_keys(),
         };
         own.put_in(&mut items);
         trust.iter().for_each(|item| trust::put_in(&mut items, item));
@@ -227,7 +227,7 @@ impl Plan {
             h.update(id.0);
             if let Some(host) = self.inventory.hosts.get(&id) {
                 field(h, host.name.as_str().as_bytes());
-                h.update(host.wg_key.as_bytes());
+                host.wg_keys().iter().for_each(|key| field(h, key.as_bytes()));
             }
         })
     }
@@ -348,7 +348,7 @@ struct Bounds {
 }
 
 impl Bounds {
-    /// No peer or instance takes more, key and item together: ids, keys and addresses make 120 bytes, two names 63 each.
+    /// No peer or instance takes more, key and item together: ids, two keys and addresses make 160 bytes, two names 63 each.
     const INSTANCE: usize = 2 * (16 + 64 + 160);
     /// A rule's item without its grants: two ids, two names twice, numbers.
     const RULE: usize = 2 * (16 + 64 + 64) + 64;

@@ -405,6 +405,7 @@ allow:
                 name_given: true,
                 labels: BTreeMap::new(),
                 wg_key: cloison_proto::key::WgPrivateKey::from_bytes([n; 32]).public(),
+                next: None,
                 identity: cloison_proto::key::SigningKey::from_seed(&[n; 32]).identity(),
                 enrolled_at: MeshTime(0),
                 contested: false,

@@ -210,6 +210,8 @@ struct Entry {
     incarnation: u64,
     cloned: bool,
     unenforced: BTreeMap<ComponentName, String>,
+    /// An operator wants the host to change its WireGuard key, and its link has not been told yet.
+    wants_key: bool,
 }
 
 impl Entry {
@@ -499,6 +501,37 @@ impl Hub {
             applied: state.hosts.values().filter(|entry| entry.is_applied()).count(),
             linked: state.hosts.values().filter(|entry| entry.link.is_some()).count(),
         }
+    }
+
+    /// Whether the host and every peer of its have in force what was published at `revision` or later: nobody works with less any more.
+    #[must_use]
+    pub fn is_taken_up(&self, host: HostId, revision: u64) -> bool {
+        let state = self.state.lock();
+        let applied = |id: &HostId| state.hosts.get(id).is_none_or(Entry::is_applied);
+        let Some(entry) = state.hosts.get(&host).filter(|_| state.version.revision >= revision) else {
+            return false;
+        };
+        entry.is_applied() && peers_of(entry).iter().all(applied)
+    }
+
+    /// Has a host's agent be asked for a new WireGuard key; whether it is linked, so that it can be.
+    #[must_use]
+    pub fn wish_for_key(&self, host: HostId) -> bool {
+        let mut state = self.state.lock();
+        let Some(entry) = state.hosts.get_mut(&host).filter(|entry| entry.link.is_some()) else {
+            return false;
+        };
+        entry.wants_key = true;
+        entry.wake();
+        true
+    }
+
+    /// Whether the host's link has to ask for a new WireGuard key; only once.
+    #[must_use]
+    pub fn take_key_wish(&self, host: HostId, slot: &Arc<Slot>) -> bool {
+        let mut state = self.state.lock();
+        let entry = state.hosts.get_mut(&host).filter(|entry| entry.is_current(slot));
+        entry.is_some_and(|entry| std::mem::take(&mut entry.wants_key))
     }
 
     /// Waits until the hub knows of `host`, which joined a moment ago, or until `timeout`; says whether it does.

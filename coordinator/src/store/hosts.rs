@@ -189,7 +189,7 @@ pub(super) async fn withdraw(change: &mut Change, id: HostId) -> Result<(), Stor
 }
 
 /// The record of a host that is not revoked.
-async fn living(change: &mut Change, id: HostId) -> Result<HostRecord, StoreError> {
+pub(super) async fn living(change: &mut Change, id: HostId) -> Result<HostRecord, StoreError> {
     let record = record(change.db(), id).await?;
     if record.revoked_at.is_some() {
         Err(StoreError::Revoked(id))

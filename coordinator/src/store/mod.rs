@@ -26,6 +26,7 @@ mod publish;
 mod recover;
 mod redeem;
 mod reserve;
+mod rotate;
 mod row;
 mod snapshot;
 #[cfg(test)]
@@ -47,6 +48,7 @@ pub use backup::{DatabaseFacts, copy_database, database_facts, known_schema};
 pub use error::{OpenError, RedeemError, StoreError};
 pub use model::*;
 pub use recover::{Recovered, Recovery, Sighting};
+pub use rotate::KeyOffered;
 
 use crate::entropy::Environment;
 use crate::inventory::Inventory;

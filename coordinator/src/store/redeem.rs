@@ -119,6 +119,7 @@ impl Store {
             name_given: matches!(rule, NameRule::Exact(_)),
             labels: Table("token").json(&token.labels)?,
             wg_key: attempt.wg_key,
+            next: None,
             identity: attempt.identity,
             enrolled_at: change.now,
             contested: false,

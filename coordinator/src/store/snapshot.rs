@@ -12,7 +12,9 @@ use sqlx::{FromRow, SqliteConnection, SqlitePool};
 
 use super::error::StoreError;
 use super::row::Table;
-use crate::inventory::{CoordinatorAddress, Host, Hosts, Instances, Inventory, Placement, PolicyVersion, ReadOnly, StoredPolicy};
+use crate::inventory::{
+    CoordinatorAddress, Host, Hosts, Instances, Inventory, NextKey, Placement, PolicyVersion, ReadOnly, StoredPolicy,
+};
 
 /// The inventory of a database that was just opened; `None` if no mesh was put into it.
 pub(super) async fn load_first(pool: &SqlitePool) -> Result<Option<Inventory>, StoreError> {
@@ -114,12 +116,31 @@ pub(super) struct HostRow {
     name: String,
     name_given: i64,
     wg_key: String,
+    next_wg_key: Option<String>,
+    next_wg_at: Option<i64>,
+    next_wg_revision: Option<i64>,
     identity: String,
     enrolled_at: i64,
     contested: i64,
 }
 
 impl HostRow {
+    fn next(&self, known: Option<&Host>) -> Result<Option<NextKey>, StoreError> {
+        let table = Table("host");
+        let (Some(key), Some(since), Some(revision)) = (&self.next_wg_key, self.next_wg_at, self.next_wg_revision) else {
+            return Ok(None);
+        };
+        let known = known.and_then(|known| known.next).filter(|known| known.key.to_string() == *key);
+        Ok(Some(NextKey {
+            key: match known {
+                Some(known) => known.key,
+                None => table.parse(key)?,
+            },
+            since: table.time(since)?,
+            revision: table.number(revision)?,
+        }))
+    }
+
     /// The host of this row; its keys are taken from `known` if they are the same.
     pub(super) fn read(self, labels: LabelSet, known: Option<&Host>) -> Result<Host, StoreError> {
         let table = Table("host");
@@ -134,6 +155,7 @@ impl HostRow {
             name_given: self.name_given != 0,
             labels,
             wg_key,
+            next: self.next(known)?,
             identity,
             enrolled_at: table.time(self.enrolled_at)?,
             contested: self.contested != 0,

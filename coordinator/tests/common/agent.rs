@@ -11,11 +11,13 @@ use cloison_coordinator::enrollment::token::NameRule;
 use cloison_coordinator::entropy::Environment;
 use cloison_coordinator::inventory::{CoordinatorAddress, On, Placement};
 use cloison_coordinator::publish::{Gate, Publisher};
+use cloison_coordinator::rotation::Keeper;
 use cloison_coordinator::store::{IfMatch, NewMesh, NewToken, PolicyWrite, PolicyWritten, Store, StoreError, TokenSpec};
 use cloison_coordinator::trust::{Roots, ServerIdentity};
 use cloison_proto::control::agent::{Ack, AgentMessage, Endpoint, Hello};
 use cloison_proto::control::coordinator::{CoordinatorMessage, Goodbye, PeerHint};
 use cloison_proto::control::frame::{Frame, FrameBuffer};
+use cloison_proto::control::rotate::{KeyChallenge, KeyDenied};
 use cloison_proto::control::join::{EXPORTER_LABEL, JoinMessage, JoinRequest, Joined, RenewRequest, prove, prove_renewal};
 use cloison_proto::id::{HostId, MeshId};
 use cloison_proto::key::{SigningKey, WgPrivateKey};
@@ -83,6 +85,7 @@ impl Coordinator {
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let tasks = vec![
             tokio::spawn(Arc::clone(&publisher).run()),
+            tokio::spawn(Keeper::new(store.clone(), Arc::clone(publisher.hub())).run()),
             tokio::spawn(listener.run(async {
                 let _ = stopped.await;
             })),
@@ -377,6 +380,9 @@ pub enum News {
     Lease(Lease),
     Hints(Vec<PeerHint>),
     Certificate(Vec<u8>),
+    Challenge(KeyChallenge),
+    Denied(KeyDenied),
+    RotateKey,
     Goodbye(Goodbye),
 }
 
@@ -410,6 +416,9 @@ impl Link {
                 Some(CoordinatorMessage::Hints(hints)) => return Ok(News::Hints(hints.peers)),
                 Some(CoordinatorMessage::Certificate(certificate)) => return Ok(News::Certificate(certificate.der)),
                 Some(CoordinatorMessage::Goodbye(goodbye)) => return Ok(News::Goodbye(goodbye)),
+                Some(CoordinatorMessage::KeyChallenge(challenge)) => return Ok(News::Challenge(challenge)),
+                Some(CoordinatorMessage::KeyDenied(denied)) => return Ok(News::Denied(denied)),
+                Some(CoordinatorMessage::RotateKey(_)) => return Ok(News::RotateKey),
                 Some(other) => return Err(format!("{other:?} outside a view").into()),
                 None => {}
             }

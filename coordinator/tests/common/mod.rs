@@ -33,6 +33,7 @@ pub fn host(number: u32, name: &str, labels: LabelSet) -> Outcome<Host> {
         name_given: true,
         labels,
         wg_key: WgPrivateKey::from_bytes(seed).public(),
+        next: None,
         identity: SigningKey::from_seed(&seed).identity(),
         enrolled_at: MeshTime(1_700_000_000),
         contested: false,

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use minicbor::{Decode, Encode};
 
 use super::frame::{Frame, FrameError, Message};
+use super::rotate::{KeyOffer, KeyProof};
 use crate::label::ComponentName;
 use crate::signed::Signed;
 use crate::version::Version;
@@ -178,6 +179,8 @@ messages! {
         4 Endpoints,
         5 Report,
         6 RenewCertificate,
+        7 KeyOffer,
         8 Held,
+        9 KeyProof,
     }
 }

@@ -7,6 +7,7 @@ use minicbor::{Decode, Encode};
 
 use super::agent::{Endpoint, messages};
 use super::frame::{Frame, FrameError, Message};
+use super::rotate::{KeyChallenge, KeyDenied, RotateKey};
 use crate::id::HostId;
 use crate::signed::Signed;
 use crate::view::{Op, StateHash};
@@ -101,5 +102,8 @@ messages! {
         105 Hints,
         106 Certificate,
         107 Goodbye,
+        108 KeyChallenge,
+        109 KeyDenied,
+        110 RotateKey,
     }
 }

@@ -12,3 +12,4 @@ pub mod agent;
 pub mod coordinator;
 pub mod frame;
 pub mod join;
+pub mod rotate;

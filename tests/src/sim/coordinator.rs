@@ -174,7 +174,7 @@ impl Coordinator {
             match effect {
                 Effect::NoteSeen(incarnation) => self.runtime.block_on(self.store.record_seen(host, incarnation))?,
                 Effect::NoteCloned => return Err(anyhow!("{host} was taken for a clone")),
-                Effect::NoteHeld(_) | Effect::IssueCertificate => {}
+                Effect::NoteHeld(_) | Effect::IssueCertificate | Effect::ChallengeKey | Effect::JudgeKey(_) => {}
             }
         }
         Ok(session)

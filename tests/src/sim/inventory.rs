@@ -144,6 +144,7 @@ fn host(name: &str, labels: LabelSet) -> Result<(String, Arc<Host>)> {
         name_given: true,
         labels,
         wg_key: WgPrivateKey::from_bytes(seed).public(),
+        next: None,
         identity: SigningKey::from_seed(&seed).identity(),
         enrolled_at: MESH_START,
         contested: false,

@@ -201,7 +201,7 @@ impl Member {
                     self.term.into_iter().for_each(|term| self.host.renew(term));
                 }
                 link::Output::Close(_) => deeds.push(Deed::Close),
-                link::Output::Certificate(_) | link::Output::Warning(_) => {}
+                link::Output::Certificate(_) | link::Output::Warning(_) | link::Output::Key(_) => {}
             }
         }
         Ok(deeds)

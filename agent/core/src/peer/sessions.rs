@@ -85,7 +85,11 @@ impl<K: LocalKey> Sessions<K> {
     /// Lets time pass for the session at `position`; `None` beyond the last.
     pub fn tick(&mut self, position: usize, out: &mut [u8], now: Timestamp) -> Option<Ticked> {
         let slot = self.slots.get_mut(position)?;
-        Some(slot.session.tick(out, now))
+        match slot.session.tick(out, now) {
+            // A session that is to be replaced does not renew itself: it would be the newest again.
+            Ticked::Initiation(_) if slot.superseded => Some(Ticked::Quiet),
+            ticked => Some(ticked),
+        }
     }
 
     /// Drops the session at `position`.
@@ -104,6 +108,16 @@ impl<K: LocalKey> Sessions<K> {
     /// Has the next handshake begin with a new session; the present ones are used until it is ready.
     pub fn supersede(&mut self) {
         self.slots.iter_mut().for_each(|slot| slot.superseded = true);
+    }
+
+    /// Has the next handshake be between these ends: sessions between others are used until it is done, and not renewed. Whether there are
+    /// any such.
+    pub fn prefer(&mut self, local: &WgPublicKey, remote: &WgPublicKey) -> bool {
+        let others = self
+            .slots
+            .iter_mut()
+            .filter(|slot| slot.local.public() != local || slot.remote != *remote);
+        others.map(|slot| slot.superseded = true).count() > 0
     }
 
     /// The age of the keys in use, and whether ours is the end that renews them first: the one with the smaller key.

@@ -80,13 +80,19 @@ impl<K: LocalKey> PeerState<K> {
         }
     }
 
-    /// Takes the keys of a new view. Sessions between keys that stay are carried over, those of others end at once; another pre-shared key
-    /// makes a new session before the old one is given up.
+    /// Takes the keys of a new view. Sessions between keys that stay are carried over, those of others end at once; another first key of
+    /// either end, or another pre-shared key, makes a new session before the old one is given up.
     pub fn set_keys(&mut self, keys: Keys<K>) {
         self.sessions.keep_only(&keys.locals, &keys.remotes);
         if self.keys.psk_generation != keys.psk_generation {
             self.sessions.supersede();
             self.wanted |= !self.sessions.is_empty();
+        }
+        let first = |keys: &Keys<K>| Some((*keys.locals.first()?.public(), *keys.remotes.first()?));
+        if let Some((local, remote)) = first(&keys)
+            && first(&self.keys) != Some((local, remote))
+        {
+            self.wanted |= self.sessions.prefer(&local, &remote);
         }
         self.keys = keys;
     }
