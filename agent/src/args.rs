@@ -64,6 +64,7 @@ const RUN_HELP: &str = r#"Configuration file (flags stand above it; these are th
   coordinators = []          # host:port; empty: those that the mesh names
   endpoints    = []          # ip:port; told to peers beside this host's interface addresses
   hosts_file   = "/etc/hosts"   # gets a block with the names of components; or "off"
+  key_lifetime = "30d"       # how long a WireGuard key is used, give or take a tenth; "never": until `cloison-agent rotate-key`
   log          = "info"
   log_format   = "text"      # or "json"
   # mtu        = 1420        # found from the underlay
@@ -109,6 +110,12 @@ pub enum Command {
     Flows(Output),
     /// List the last denials
     Denials(Output),
+    /// Change this host's WireGuard key now, without an interruption
+    ///
+    /// The agent makes a new key, proves it to the coordinator, and uses both until every peer has the new one, or for one lease. The old key is
+    /// dead then. This also happens by itself, every 30 days unless `key_lifetime` says otherwise.
+    #[command(after_help = "Example:\n  cloison-agent rotate-key\n  cloison-agent status      # shows how far it is")]
+    RotateKey(Output),
     /// Take this host out of its mesh: remove the base table, the routes, and all state with its keys
     ///
     /// Refused while the agent runs. The coordinator is not told: an operator removes the host there with `cloison host revoke`.

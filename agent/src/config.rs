@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
 use cloison_proto::policy::AttachmentKind;
 use serde::Deserialize;
@@ -44,6 +45,8 @@ pub struct Config {
     pub endpoints: Vec<SocketAddr>,
     /// The hosts file that gets a block with the names of components.
     pub hosts_file: HostsFile,
+    /// How long a WireGuard key is used before it is changed by itself, give or take a tenth; `None`: until somebody asks for another.
+    pub key_lifetime: Option<Duration>,
     /// What to log, as `level` or `module=level,...`.
     pub log: String,
     /// How to log.
@@ -109,6 +112,8 @@ pub struct FileConfig {
     pub endpoints: Option<Vec<SocketAddr>>,
     /// See [`Config::hosts_file`].
     pub hosts_file: Option<String>,
+    /// See [`Config::key_lifetime`]: a number and `d`, `h`, `m` or `s`, or `never`.
+    pub key_lifetime: Option<String>,
     /// See [`Config::log`].
     pub log: Option<String>,
     /// See [`Config::log_format`].
@@ -210,6 +215,7 @@ impl FileConfig {
             coordinators: over.coordinators.or(self.coordinators),
             endpoints: over.endpoints.or(self.endpoints),
             hosts_file: over.hosts_file.or(self.hosts_file),
+            key_lifetime: over.key_lifetime.or(self.key_lifetime),
             log: over.log.or(self.log),
             log_format: over.log_format.or(self.log_format),
         }
@@ -248,10 +254,32 @@ impl FileConfig {
             coordinators: self.coordinators.unwrap_or_default(),
             endpoints: self.endpoints.unwrap_or_default(),
             hosts_file: hosts_file.parse().map_err(value("hosts_file"))?,
+            key_lifetime: lifetime(self.key_lifetime.as_deref().unwrap_or("30d")).map_err(value("key_lifetime"))?,
             log: self.log.unwrap_or_else(|| "info".into()),
             log_format: self.log_format.unwrap_or_default(),
         })
     }
+}
+
+/// A time like `30d`, `12h`, `90m` or `3600s`; none for `never`.
+fn lifetime(text: &str) -> Result<Option<Duration>, String> {
+    if text == "never" {
+        return Ok(None);
+    }
+    let unit = match text.chars().last() {
+        Some('d') => Some(86_400),
+        Some('h') => Some(3_600),
+        Some('m') => Some(60),
+        Some('s') => Some(1),
+        Some(_) | None => None,
+    };
+    let number = text.get(..text.len().saturating_sub(1)).and_then(|n| n.parse::<u64>().ok());
+    let seconds = unit.zip(number).and_then(|(unit, number)| number.checked_mul(unit));
+    // Peers get a few seconds for new sessions, and each key stays in the mesh's history for ever.
+    seconds
+        .filter(|seconds| (10..=10 * 366 * 86_400).contains(seconds))
+        .map(|seconds| Some(Duration::from_secs(seconds)))
+        .ok_or_else(|| format!("`{text}` is no time like 30d, 12h, 90m or 3600s, of at least ten seconds, nor `never`"))
 }
 
 #[cfg(test)]
@@ -290,6 +318,8 @@ mod tests {
             ("interface = \"a b\"", "interface"),
             ("mtu = 500", "mtu"),
             ("workers = 0", "workers"),
+            ("key_lifetime = \"soon\"", "key_lifetime"),
+            ("key_lifetime = \"5s\"", "key_lifetime"),
             ("table = \"A\"", "table"),
             ("hosts_file = \"hosts\"", "hosts_file"),
         ] {

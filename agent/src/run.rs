@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use cloison_agent_core::engine::EngineConfig;
 use cloison_agent_core::install::{Hint, LeaseTerm};
-use cloison_agent_core::wg::LocalKey as _;
 use cloison_agent_core::wg::boringtun::BoringKey;
 use cloison_proto::filter::Table;
 use cloison_proto::id::HostId;
+use cloison_proto::key::SigningKey;
 use cloison_proto::trust::{Role, SpiffeId};
 use cloison_proto::version::Timestamp;
 use parking_lot::Mutex;
@@ -35,12 +35,14 @@ use crate::state::identity::{Membership, load_certificate};
 use crate::state::incarnation::{self, StepWatch};
 use crate::state::keys::HostKeys;
 use crate::state::view_cache::{self, Cached, HeldLease};
+use crate::state::wg_keys::WgKeys;
 use crate::state::{StateDir, StateError};
 use crate::status::{self, Listener, Question, SocketError};
 use crate::sys::clock;
 use crate::telemetry::Denials;
 
 mod duties;
+mod keys;
 mod session;
 
 pub use session::Outcome;
@@ -171,7 +173,10 @@ struct Agent {
     config: Config,
     dir: StateDir,
     us: Membership,
-    keys: Arc<HostKeys>,
+    identity: Arc<SigningKey>,
+    wg: WgKeys,
+    rotation: keys::Rotation,
+    /// The data plane's, the one for new handshakes first.
     local_keys: Vec<Arc<BoringKey>>,
     engine: Arc<MeshEngine>,
     dataplane: Arc<Mutex<Dataplane>>,
@@ -205,7 +210,9 @@ struct Agent {
 
 impl Agent {
     async fn start(config: Config, dir: StateDir, us: Membership, manager: Manager, kept: Vec<Kept>) -> Result<Self, RunError> {
-        let keys = Arc::new(HostKeys::load(&dir)?.ok_or_else(|| RunError::NoKeys { path: dir.path().into() })?);
+        let no_keys = || RunError::NoKeys { path: dir.path().into() };
+        let identity = Arc::new(HostKeys::load(&dir)?.ok_or_else(no_keys)?.identity);
+        let wg = WgKeys::load(&dir)?.ok_or_else(no_keys)?;
         let moment = Moment::now();
         let incarnation = incarnation::raise(&dir, moment.wall)?;
         let cached = view_cache::load(&dir, &us, &moment)?;
@@ -213,7 +220,7 @@ impl Agent {
             tracing::warn!(problem, "state that cannot be used");
         }
         let certificate = load_certificate(&dir)?;
-        let window = certificate.as_deref().and_then(|der| own_window(der, &us, &keys));
+        let window = certificate.as_deref().and_then(|der| own_window(der, &us, &identity));
         let (seed, link_seed) = (random()?, random()?);
         check_means()?;
         let engine = Arc::new(MeshEngine::new(EngineConfig {
@@ -224,7 +231,7 @@ impl Agent {
         let names = Keeper::start(config.hosts_file.clone(), dir.clone())?;
         let link = Link::new(us.clone(), &cached, window, incarnation, link_seed, moment.boottime);
         let mut agent = Self {
-            local_keys: vec![Arc::new(BoringKey::new(&keys.wg))],
+            local_keys: keys::local_keys(&wg, cached.view.as_ref().map(|view| &**view.content()), &[]),
             table: Arc::default(),
             lease: None,
             session: session::Session::default(),
@@ -244,7 +251,9 @@ impl Agent {
             config,
             dir,
             us,
-            keys,
+            identity,
+            wg,
+            rotation: keys::Rotation::default(),
             engine,
             dataplane,
             link,
@@ -381,12 +390,12 @@ impl Agent {
 }
 
 /// The window of a certificate, if it is this host's for its key.
-fn own_window(der: &[u8], us: &Membership, keys: &HostKeys) -> Option<Window> {
+fn own_window(der: &[u8], us: &Membership, identity: &SigningKey) -> Option<Window> {
     let wanted = SpiffeId {
         mesh: us.mesh,
         role: Role::Host(us.host),
     };
-    match check_host(der, wanted, &keys.identity.identity()) {
+    match check_host(der, wanted, &identity.identity()) {
         Ok(window) => Some(window),
         Err(error) => {
             tracing::warn!(%error, "the certificate on disk is of no use; asking for a new one");

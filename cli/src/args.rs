@@ -44,7 +44,7 @@ pub(crate) enum Command {
     Login(LoginArgs),
     /// Hosts, components, and on how many hosts the policy is applied
     Status,
-    /// Hosts: list, show, label, revoke
+    /// Hosts: list, show, label, rotate-key, revoke
     #[command(subcommand)]
     Host(HostCommand),
     /// Enrollment tokens: create, list, revoke
@@ -92,6 +92,11 @@ pub(crate) enum HostCommand {
         /// KEY=VALUE sets, KEY- removes
         #[arg(required = true, value_name = "CHANGE")]
         changes: Vec<LabelChange>,
+    },
+    /// Have a host change its WireGuard key now; nothing is interrupted
+    RotateKey {
+        /// Name or id
+        host: String,
     },
     /// Cut a host off, for good: its flows end, its keys never come back
     Revoke {

@@ -102,6 +102,8 @@ words! {
         HostRevoke = "host.revoke",
         /// Two links of one host at once, with diverging incarnations.
         HostCloned = "host.cloned",
+        /// An operator asked a host for a new WireGuard key.
+        HostKeyWish = "host.key_wish",
         /// A host proved the WireGuard key that is to take the place of the one it has.
         HostKeyOffer = "host.key_offer",
         /// A host's former WireGuard key was retired.

@@ -63,7 +63,9 @@ impl Keeper {
             return Ok(());
         }
         let changing = inventory.hosts.values().filter_map(|host| Some((host.id, host.next?)));
-        let due: Vec<_> = changing.filter(|(host, next)| self.is_due(*host, next, inventory.lease, now)).collect();
+        let due: Vec<_> = changing
+            .filter(|(host, next)| self.is_due(*host, next, inventory.lease, now))
+            .collect();
         for (host, next) in due {
             if self.store.retire_wg_key(host, &next.key).await? {
                 tracing::info!(%host, key = %next.key, "a host's former WireGuard key is retired");

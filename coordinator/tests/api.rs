@@ -62,6 +62,10 @@ impl Live for NobodyLinked {
     fn is_cloned(&self, _: HostId) -> bool {
         false
     }
+
+    fn wish_for_key(&self, _: HostId) -> bool {
+        false
+    }
 }
 
 struct Api {
@@ -186,6 +190,7 @@ const MATRIX: &[(&str, &str, &[Scope])] = &[
     ),
     ("POST", "hosts/db-1/labels", &[Scope::Operate, Scope::Owner]),
     ("POST", "hosts/db-1/revoke", &[Scope::Operate, Scope::Owner]),
+    ("POST", "hosts/db-1/rotate-key", &[Scope::Operate, Scope::Owner]),
     (
         "GET",
         "components",
@@ -269,7 +274,8 @@ async fn the_matrix_names_every_endpoint_of_the_document() -> Outcome {
             .unwrap_or(path)
             .replace("token_0000000000000000", "")
             .replace("hosts/db-1/labels", "hosts/")
-            .replace("hosts/db-1/revoke", "hosts/");
+            .replace("hosts/db-1/revoke", "hosts/")
+            .replace("hosts/db-1/rotate-key", "hosts/");
         format!("{method} /v1/{}", path.replace("hosts/db-1", "hosts/"))
     };
     assert_eq!(documented, MATRIX.iter().map(named).collect());

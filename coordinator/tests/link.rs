@@ -1,6 +1,6 @@
 //! Joins and links over the loopback, with real QUIC, TLS and SQLite: from a token to a view in force, and to its end.
 
-#[expect(unreachable_pub, reason = "a crate of tests has no other users")]
+#[expect(dead_code, unreachable_pub, reason = "shared with other tests")]
 #[path = "common/agent.rs"]
 mod agent;
 #[expect(dead_code, unreachable_pub, reason = "shared with other tests")]

@@ -1,6 +1,7 @@
 //! What the agent's local status socket is asked and answers: one JSON object a line, in either direction.
 //!
-//! The socket tells only what this host's own view tells, to root and to its owner. It changes nothing but the time of a handshake.
+//! The socket tells only what this host's own view tells, to root and to its owner. It changes nothing but the time of a handshake, and of the
+//! next change of the WireGuard key.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -9,6 +10,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{HostId, MeshId, RuleId};
+use crate::key::WgPublicKey;
 use crate::label::{ComponentName, HostName, ServiceName};
 use crate::net::{PortSpec, Protocol};
 use crate::verdict::DropReason;
@@ -44,6 +46,8 @@ pub enum Request {
     },
     /// The last denials.
     Denials,
+    /// Change the WireGuard key now.
+    RotateKey,
 }
 
 /// On what a component is to be reached.
@@ -83,6 +87,8 @@ pub enum Answer {
         /// The newest last.
         denials: Vec<Denial>,
     },
+    /// To [`Request::RotateKey`]: how far the change is.
+    RotateKey(KeyStatus),
     /// The request could not be answered.
     Error(Problem),
 }
@@ -125,6 +131,8 @@ pub struct Status {
     pub lease: Lease,
     /// The link with the coordinator.
     pub link: Link,
+    /// This host's WireGuard key.
+    pub wg_key: KeyStatus,
     /// Instances of this host.
     pub instances: Vec<Instance>,
     /// Hosts that a rule pairs this one with.
@@ -201,6 +209,33 @@ pub enum Names {
         /// What to do.
         hint: String,
     },
+}
+
+/// The host's WireGuard key, and how far a change of it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyStatus {
+    /// The key in use; during a change, the former one.
+    pub current: WgPublicKey,
+    /// The key that is to take its place.
+    pub next: Option<WgPublicKey>,
+    /// How far the change is.
+    pub stage: KeyStage,
+    /// In how many seconds the key changes by itself; `None` if it never does, or before the first view.
+    pub changes_in_secs: Option<u64>,
+    /// Why the coordinator did not take the next key, if it said so.
+    pub refused: Option<String>,
+}
+
+/// How far a change of the WireGuard key is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KeyStage {
+    /// None is under way.
+    Settled,
+    /// The next key is here, and the coordinator has not taken it yet.
+    Offered,
+    /// Both keys are good until all peers have the next one.
+    Overlap,
 }
 
 /// An instance of this host.

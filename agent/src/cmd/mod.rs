@@ -132,6 +132,7 @@ fn command(cli: &Cli) -> Result<Done, Failure> {
         Command::Ping(args) => ping::run(&config, args),
         Command::Flows(args) => show::flows(&config, args.output),
         Command::Denials(args) => show::denials(&config, args.output),
+        Command::RotateKey(args) => show::rotate_key(&config, args.output),
         Command::Leave(args) => leave::run(&config, args),
     }
 }

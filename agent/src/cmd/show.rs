@@ -1,6 +1,6 @@
-//! `flows` and `denials`: lists from the running agent.
+//! `flows`, `denials`: lists from the running agent; and `rotate-key`.
 
-use cloison_proto::status::{Answer, Request};
+use cloison_proto::status::{Answer, KeyStage, KeyStatus, Request};
 
 use super::{Done, Failure, asked, columns, print_json, print_text, span};
 use crate::args::Format;
@@ -66,4 +66,38 @@ pub fn denials(config: &Config, format: Format) -> Result<Done, Failure> {
         columns(&rows)
     })?;
     Ok(Done::Well)
+}
+
+/// Has the agent change its WireGuard key, and says how far that is.
+///
+/// # Errors
+/// [`Failure`].
+pub fn rotate_key(config: &Config, format: Format) -> Result<Done, Failure> {
+    let key = asked(config, &Request::RotateKey, |a| {
+        if let Answer::RotateKey(key) = a { Some(key) } else { None }
+    })?;
+    if format == Format::Json {
+        print_json(&key)?;
+    } else {
+        print_text(&format!(
+            "{}\nNothing stops meanwhile; `cloison-agent status` shows how far it is.",
+            key_line(&key)
+        ))?;
+    }
+    Ok(Done::Well)
+}
+
+/// The WireGuard key and how far a change of it is, in one line.
+pub(super) fn key_line(key: &KeyStatus) -> String {
+    let next = key.next.map_or_else(|| "the next one".into(), |next| next.to_string());
+    let refused = key
+        .refused
+        .as_ref()
+        .map_or_else(String::new, |code| format!(" (refused: {code}; it is offered again)"));
+    match (key.stage, key.changes_in_secs) {
+        (KeyStage::Settled, Some(secs)) => format!("{}, changes in {}", key.current, span(secs)),
+        (KeyStage::Settled, None) => key.current.to_string(),
+        (KeyStage::Offered, _) => format!("{}, to be followed by {next} once the coordinator takes it{refused}", key.current),
+        (KeyStage::Overlap, _) => format!("{next}, and {} until all peers have the new one", key.current),
+    }
 }

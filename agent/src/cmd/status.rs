@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use cloison_proto::status::{Answer, Counters, Enforcement, Link, Names, Request, Status};
 
+use super::show::key_line;
 use super::{Done, Failure, asked, bytes, columns, print_json, print_text, span};
 use crate::args::{Format, StatusArgs};
 use crate::config::Config;
@@ -46,6 +47,7 @@ fn text(status: &Status) -> String {
             "wireguard".into(),
             format!("port {}, interface {}", status.listen_port, status.interface),
         ],
+        vec!["key".into(), key_line(&status.wg_key)],
         vec!["agent".into(), format!("{}, up {}", status.software, span(status.uptime_secs))],
     ];
     head.extend(names(&status.names).map(|text| vec!["names".into(), text]));

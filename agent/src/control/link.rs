@@ -298,9 +298,12 @@ impl Link {
         out
     }
 
-    /// Offers the next WireGuard key; whether there is a link for it.
-    pub fn offer_key(&self) -> Option<Output> {
-        matches!(self.state, LinkState::Linked { .. }).then(|| Output::Send(KeyOffer {}.into()))
+    /// Offers the next WireGuard key; nothing without a link.
+    #[must_use]
+    pub fn offer_key(&self) -> Vec<Output> {
+        let mut out = Vec::new();
+        self.say(KeyOffer {}, &mut out);
+        out
     }
 
     /// Proves the next WireGuard key.

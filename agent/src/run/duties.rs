@@ -64,6 +64,13 @@ fn due(at: &mut Timestamp, now: Timestamp, every: Duration) -> bool {
     is_due
 }
 
+impl Schedule {
+    /// Has what is watched be looked at in the next round.
+    pub(super) const fn soon(&mut self) {
+        self.watch = Timestamp(0);
+    }
+}
+
 impl Agent {
     pub(super) async fn duties(&mut self) {
         let now = clock::now();
@@ -71,6 +78,7 @@ impl Agent {
             self.watch_clock(now).await;
             self.tell_manager(now);
             self.save_again().await;
+            self.rotate().await;
         }
         if due(&mut self.duties.check, now, CHECK_EVERY) {
             let dataplane = self.dataplane.clone();
@@ -176,6 +184,7 @@ impl Agent {
             let answer = match request {
                 Request::Status => Answer::Status(Box::new(self.status())),
                 Request::Denials => self.recent_denials(),
+                Request::RotateKey => self.rotate_by_command(),
                 Request::Flows | Request::Explain { .. } | Request::Ping { .. } => problem(
                     "no_view",
                     "this host has no view yet: nothing is allowed",
@@ -189,6 +198,7 @@ impl Agent {
         let mesh = self.link.mesh_time(now);
         let answer = match request {
             Request::Status => Answer::Status(Box::new(self.status())),
+            Request::RotateKey => self.rotate_by_command(),
             Request::Flows => answer::flows(&self.table, &self.engine),
             Request::Denials => self.recent_denials(),
             Request::Explain { from, to, on } => {
@@ -244,6 +254,7 @@ impl Agent {
                 mesh_time: self.link.mesh_time(now),
             },
             link: self.shown_link(now),
+            wg_key: self.key_status(),
             peers: view.as_ref().map_or_else(Vec::new, |v| answer::peers(v, &self.engine)),
             packets: answer::packets(&self.engine, dataplane.counts()),
             names: self.names.state(),

@@ -9,6 +9,7 @@ use cloison_proto::control::agent::Report;
 use cloison_proto::control::frame::Frame;
 use tokio::task::JoinHandle;
 
+use super::keys::local_keys;
 use super::{Agent, blocking, own_window};
 use crate::control::certificate::Window;
 use crate::control::connection::{self, Attempt, ConnectionError, Frames};
@@ -115,6 +116,7 @@ impl Agent {
                     self.link_warning = None;
                     tracing::info!(coordinator = frames.address(), "linked");
                     self.session = Session::Open(Box::new(frames));
+                    self.key_link_begins();
                     self.announce().await;
                     let outputs = self.link.connected(now);
                     self.carry_out(outputs).await;
@@ -163,6 +165,7 @@ impl Agent {
                         tracing::error!(%error, "cannot keep whom to trust");
                     }
                 }
+                Output::Key(news) => self.key_news(news).await,
                 Output::Revoked => self.cut_off().await,
                 Output::Close(why) => {
                     // A send before may have found the link lost, and said so.
@@ -190,7 +193,7 @@ impl Agent {
             wall: super::wall_now(),
             past: self.link.mesh_time(clock::now()),
         };
-        let (us, dir, keys) = (self.us.clone(), self.dir.clone(), self.keys.clone());
+        let (us, dir, identity) = (self.us.clone(), self.dir.clone(), self.identity.clone());
         let certificate = self.certificate.clone().filter(|_| !renew);
         async move {
             let mut whys = Vec::new();
@@ -198,7 +201,7 @@ impl Agent {
             for address in addresses {
                 let mut renewed = None;
                 if certificate.is_none() {
-                    match enroll::renew(&dir, &us, &address, attempt.clone(), &keys.identity).await {
+                    match enroll::renew(&dir, &us, &address, attempt.clone(), &identity).await {
                         Ok(new) => renewed = Some(new),
                         Err(e) => {
                             whys.push(renewal_failed(&e));
@@ -210,7 +213,7 @@ impl Agent {
                     .as_deref()
                     .or(renewed.as_ref().map(|(der, _)| der.as_slice()))
                     .unwrap_or_default();
-                match connection::link(&address, attempt.clone(), &keys.identity, der).await {
+                match connection::link(&address, attempt.clone(), &identity, der).await {
                     Ok(frames) => return Ok((frames, renewed)),
                     Err(e) => {
                         certificate_refused |= matches!(e, ConnectionError::CertificateRefused { .. });
@@ -233,9 +236,10 @@ impl Agent {
         let now = clock::now();
         let before = self.lease.take();
         self.lease = offer.lease.map(|held| self.ending(held));
+        let keys = local_keys(&self.wg, Some(offer.view.content()), &self.local_keys);
         let in_force = InForce {
             view: offer.view.content().clone(),
-            keys: self.local_keys.clone(),
+            keys: keys.clone(),
             lease: self.lease_term(now),
         };
         let dataplane = self.dataplane.clone();
@@ -247,6 +251,8 @@ impl Agent {
                 self.table = std::sync::Arc::new(cloison_proto::filter::Table::new(offer.view.content()));
                 self.problems.clear();
                 self.name();
+                self.local_keys = keys;
+                self.duties.soon();
                 self.announce().await;
                 return self.save(&offer.view);
             }
@@ -326,7 +332,7 @@ impl Agent {
     }
 
     fn keep_certificate(&mut self, der: Vec<u8>) {
-        let Some(window) = own_window(&der, &self.us, &self.keys) else {
+        let Some(window) = own_window(&der, &self.us, &self.identity) else {
             return;
         };
         if let Err(error) = store_certificate(&self.dir, &der) {

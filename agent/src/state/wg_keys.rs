@@ -44,7 +44,9 @@ impl WgKeys {
     /// # Errors
     /// [`StateError`]; a damaged key is never replaced silently.
     pub fn load(dir: &StateDir) -> Result<Option<Self>, StateError> {
-        let Some(current) = load_one(dir, File::WgKey)? else { return Ok(None) };
+        let Some(current) = load_one(dir, File::WgKey)? else {
+            return Ok(None);
+        };
         let next = load_one(dir, File::NextWgKey)?;
         // A promotion that was cut off between its two writes leaves the same key under both names.
         if next.as_ref() == Some(&current) {
@@ -192,7 +194,10 @@ mod tests {
         dir.write(File::NextWgKey, keys.next().ok_or("next")?.to_secret().as_bytes())?;
         keys.promote(&dir, MeshTime(9))?;
         let keys = WgKeys::load(&dir)?.ok_or("keys")?;
-        assert_eq!((keys.current().public(), keys.since(), keys.step(&[new])), (new, Some(MeshTime(9)), Step::Rest));
+        assert_eq!(
+            (keys.current().public(), keys.since(), keys.step(&[new])),
+            (new, Some(MeshTime(9)), Step::Rest)
+        );
         assert!(dir.read(File::NextWgKey)?.is_none());
         Ok(())
     }

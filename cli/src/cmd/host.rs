@@ -25,6 +25,17 @@ pub(super) async fn run(context: &Context, command: HostCommand) -> Result<Exit,
             let host: HostSummary = context.client.post(&path, &request(changes)).await?;
             print(context.output, &host, people_one)?;
         }
+        HostCommand::RotateKey { host } => {
+            let path = format!("hosts/{}/rotate-key", percent_encoded(&host));
+            let host: HostSummary = context.client.post(&path, &serde_json::json!({})).await?;
+            print(context.output, &host, |out, host| {
+                writeln!(
+                    out,
+                    "{} was asked for a new WireGuard key; `cloison host show {}` shows both while they overlap",
+                    host.name, host.name
+                )
+            })?;
+        }
         HostCommand::Revoke { host, yes } => {
             if !yes {
                 confirm(&host)?;
@@ -111,6 +122,9 @@ fn people_one(out: &mut dyn Write, host: &HostSummary) -> io::Result<()> {
     writeln!(out, "linked     {}", yes_no(host.linked))?;
     writeln!(out, "endpoints  {}", list(&host.endpoints))?;
     writeln!(out, "wg key     {}", host.wg_key)?;
+    if let Some(next) = host.next_wg_key {
+        writeln!(out, "next key   {next}, once all its peers have it")?;
+    }
     let row = |i: &cloison_proto::api::InstanceSummary| {
         vec![
             i.component.to_string(),

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, PathRejection};
 use axum::extract::{Path, State};
-use cloison_proto::api::{ComponentList, ComponentSummary, HostList, HostSummary, InstanceSummary, LabelRequest, Problem};
+use axum::http::StatusCode;
+use cloison_proto::api::{ComponentList, ComponentSummary, HostList, HostSummary, InstanceSummary, LabelRequest, Problem, ProblemCode};
 use cloison_proto::id::HostId;
 use cloison_proto::label::{ComponentName, HostName};
 use cloison_proto::net::AddressPair;
@@ -68,6 +69,28 @@ pub(super) async fn revoke(
     answer(&state, id).await
 }
 
+/// Asks a host's agent for a new WireGuard key. Nothing is interrupted: both keys are good until the host's peers have the new one.
+#[utoipa::path(post, path = "/v1/hosts/{host}/rotate-key", tag = "hosts", params(("host" = String, Path, description = "Name or id")),
+    responses((status = 202, body = HostSummary), (status = 404, body = Problem), (status = 409, body = Problem)))]
+pub(super) async fn rotate_key(
+    permit: Permit<Operate>,
+    State(state): State<ApiState>,
+    path: Result<Path<String>, PathRejection>,
+) -> Result<(StatusCode, Json<HostSummary>), ApiError> {
+    let id = find(&state, &path?.0).await?;
+    state.store.note_key_wish(permit.context(), id).await?;
+    if !state.live.wish_for_key(id) {
+        let problem = Problem::new(
+            ProblemCode::Conflict,
+            "the host's agent has no link at this moment, so that it cannot be asked",
+        );
+        return Err(problem
+            .hint("ask again when it is back, or run `cloison-agent rotate-key` there")
+            .into());
+    }
+    Ok((StatusCode::ACCEPTED, answer(&state, id).await?))
+}
+
 /// All components of the policy in force, with their instances.
 #[utoipa::path(get, path = "/v1/components", tag = "hosts", responses((status = 200, body = ComponentList)))]
 pub(super) async fn components(_: Permit<Read>, State(state): State<ApiState>) -> Result<Json<ComponentList>, ApiError> {
@@ -125,6 +148,7 @@ fn summary(state: &ApiState, inventory: &Arc<Inventory>, record: &HostRecord) ->
         name: host.name.clone(),
         labels: host.labels.clone(),
         wg_key: host.wg_key,
+        next_wg_key: host.next.map(|next| next.key),
         enrolled_at: host.enrolled_at,
         last_seen: record.last_seen,
         revoked_at: record.revoked_at,

@@ -19,6 +19,9 @@ pub trait Live: LiveState + Send + Sync {
 
     /// Whether two machines use the host's keys.
     fn is_cloned(&self, host: HostId) -> bool;
+
+    /// Has the host's agent be asked for a new WireGuard key; whether it is linked, so that it can be.
+    fn wish_for_key(&self, host: HostId) -> bool;
 }
 
 impl Live for Hub {
@@ -36,5 +39,9 @@ impl Live for Hub {
 
     fn is_cloned(&self, host: HostId) -> bool {
         Self::is_cloned(self, host)
+    }
+
+    fn wish_for_key(&self, host: HostId) -> bool {
+        Self::wish_for_key(self, host)
     }
 }

@@ -87,6 +87,7 @@ fn routes() -> (Router<ApiState>, utoipa::openapi::OpenApi) {
         .routes(routes!(hosts::show))
         .routes(routes!(hosts::label))
         .routes(routes!(hosts::revoke))
+        .routes(routes!(hosts::rotate_key))
         .routes(routes!(hosts::components))
         .routes(routes!(tokens::list, tokens::create))
         .routes(routes!(tokens::revoke))

@@ -281,7 +281,10 @@ impl Served<'_> {
                 if let Some(code) = self.judge_key(&proof).await? {
                     tracing::warn!(host = %self.linked.host, code, "a new WireGuard key was not taken");
                     let code = code.to_owned();
-                    session.on_key_denied(KeyDenied { wg_key: proof.wg_key, code });
+                    session.on_key_denied(KeyDenied {
+                        wg_key: proof.wg_key,
+                        code,
+                    });
                 }
             }
         }
@@ -302,9 +305,6 @@ impl Served<'_> {
         if challenge.verify_key(&exporter, linked.host, &linked.identity, proof).is_err() {
             return Ok(Some("proof"));
         }
-        if shared.store.inventory().read_only.is_some() {
-            return Ok(Some("unavailable"));
-        }
         if !shared.may_rotate(linked.host) {
             return Ok(Some("rate"));
         }
@@ -315,7 +315,7 @@ impl Served<'_> {
             }
             Ok(KeyOffered::Known) => Ok(Some("key_known")),
             Ok(KeyOffered::Foreign) => Ok(Some("proof")),
-            Err(StoreError::StorageFull | StoreError::Refused(_)) => Ok(Some("unavailable")),
+            Err(StoreError::StorageFull | StoreError::ReadOnly(_) | StoreError::Refused(_)) => Ok(Some("unavailable")),
             Err(error) => Err(error.into()),
         }
     }

@@ -7,11 +7,12 @@ use cloison_proto::id::HostId;
 use cloison_proto::key::{IdentityKey, WgPublicKey};
 
 use super::Store;
-use super::change::Reach;
+use super::change::{Reach, Urgency};
 use super::error::StoreError;
 use super::hosts::living;
 use super::row::{Table, number};
 use crate::audit::{Action, Actor, Context, Object};
+use crate::credential::Scope;
 
 /// What became of a new WireGuard key whose possession was proven.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,7 +32,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::NotFound`], [`StoreError::Revoked`], and [`StoreError::Refused`] if a view would outgrow its limits.
     pub async fn offer_wg_key(&self, id: HostId, identity: &IdentityKey, key: &WgPublicKey) -> Result<KeyOffered, StoreError> {
-        let mut change = self.begin_unjudged(Context::of(Actor::Host(id))).await?;
+        let mut change = self.begin_unjudged(Context::of(Actor::Host(id)), Urgency::CanWait).await?;
         let record = living(&mut change, id).await?;
         if record.host.identity != *identity {
             return Ok(KeyOffered::Foreign);
@@ -59,6 +60,19 @@ impl Store {
         Ok(KeyOffered::Taken)
     }
 
+    /// Writes down that an operator asks a host for a new WireGuard key (scope `operate`).
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`], [`StoreError::Revoked`].
+    pub async fn note_key_wish(&self, context: Context, id: HostId) -> Result<(), StoreError> {
+        let mut change = self.begin(context, Scope::Operate).await?;
+        living(&mut change, id).await?;
+        change
+            .finish(Reach::Leaf, Action::HostKeyWish, &[Object::Host(id)])
+            .await
+            .map(|_| ())
+    }
+
     /// Makes the host's next WireGuard key its only one; whether there was anything to do. The former one never comes back.
     ///
     /// # Errors
@@ -71,7 +85,7 @@ impl Store {
     }
 
     async fn try_retire_wg_key(&self, id: HostId, next: &WgPublicKey) -> Result<bool, StoreError> {
-        let mut change = self.begin_unjudged(Context::of(Actor::Coordinator)).await?;
+        let mut change = self.begin_unjudged(Context::of(Actor::Coordinator), Urgency::Urgent).await?;
         let retired = sqlx::query(
             "UPDATE host SET wg_key = next_wg_key, next_wg_key = NULL, next_wg_at = NULL, next_wg_revision = NULL \
              WHERE id = $1 AND next_wg_key = $2 AND revoked_at IS NULL",
@@ -101,8 +115,6 @@ impl Store {
         )
         .fetch_all(&self.0.readers)
         .await?;
-        rows.iter()
-            .map(|(key, host)| Ok((table.parse(key)?, table.parse(host)?)))
-            .collect()
+        rows.iter().map(|(key, host)| Ok((table.parse(key)?, table.parse(host)?))).collect()
     }
 }

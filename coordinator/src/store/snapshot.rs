@@ -12,9 +12,7 @@ use sqlx::{FromRow, SqliteConnection, SqlitePool};
 
 use super::error::StoreError;
 use super::row::Table;
-use crate::inventory::{
-    CoordinatorAddress, Host, Hosts, Instances, Inventory, NextKey, Placement, PolicyVersion, ReadOnly, StoredPolicy,
-};
+use crate::inventory::{CoordinatorAddress, Host, Hosts, Instances, Inventory, NextKey, Placement, PolicyVersion, ReadOnly, StoredPolicy};
 
 /// The inventory of a database that was just opened; `None` if no mesh was put into it.
 pub(super) async fn load_first(pool: &SqlitePool) -> Result<Option<Inventory>, StoreError> {

@@ -34,6 +34,10 @@ pub struct HostSummary {
     /// Its WireGuard key.
     #[schema(value_type = String)]
     pub wg_key: WgPublicKey,
+    /// The WireGuard key that is to take its place, while it changes keys.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub next_wg_key: Option<WgPublicKey>,
     /// Unix second of its enrollment.
     #[schema(value_type = u64)]
     pub enrolled_at: MeshTime,

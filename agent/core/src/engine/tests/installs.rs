@@ -21,6 +21,8 @@ with_both_sessions! {
     what_waits_for_a_peer_that_goes_is_withdrawn
     a_withdrawn_view_cuts_everything
     a_host_changes_its_key_without_losing_a_packet
+    sessions_with_a_next_key_are_made_by_whoever_hears_of_it_first
+    a_peer_that_was_away_while_keys_changed_is_met_again
     a_revoked_key_is_refused_at_once
     a_restarted_peer_is_met_again
     when_install_returns_no_denied_packet_passes
@@ -168,6 +170,70 @@ fn a_host_changes_its_key_without_losing_a_packet<K: LocalKey>() -> Outcome {
     passes(&mut lab, "the old key is gone here")?;
     lab.install(DB, &new)?;
     passes(&mut lab, "and there")
+}
+
+/// As agents and coordinator do it: the host takes handshakes for its next key before anybody hears of it; then views come in any order.
+fn sessions_with_a_next_key_are_made_by_whoever_hears_of_it_first<K: LocalKey>() -> Outcome {
+    let keys = |app: &[u8]| Policy {
+        keys: [app.to_vec(), vec![2]],
+        ..Policy::default()
+    };
+    for first in [APP, DB] {
+        let mut lab = Lab::<K>::new()?;
+        lab.open_stream(false)?;
+        let passes = |lab: &mut Lab<K>, step: &str| {
+            lab.send("n8n", segment(false, true, ACK, 501, 101)?);
+            lab.carry();
+            lab.send("postgres", segment(false, false, ACK, 101, 501)?);
+            lab.carry();
+            assert_eq!(
+                (lab.take_delivered(DB).len(), lab.take_delivered(APP).len()),
+                (1, 1),
+                "{first}: {step}"
+            );
+            Outcome::Ok(())
+        };
+        lab.install(APP, &keys(&[1, 3]))?;
+        passes(&mut lab, "both are taken")?;
+        lab.install(first, &keys(&[3, 1]))?;
+        passes(&mut lab, "one end has the next key")?;
+        // Longer than any session lasts: whoever has not heard of it is met by the former key.
+        for _ in 0..40 {
+            lab.pass(Duration::from_secs(10));
+            passes(&mut lab, "one end alone, for a while")?;
+        }
+        lab.install(1 - first, &keys(&[3, 1]))?;
+        lab.pass(Duration::from_secs(5));
+        passes(&mut lab, "both ends have the next key")?;
+        for host in [first, 1 - first] {
+            lab.install(host, &keys(&[3]))?;
+            passes(&mut lab, "the former is gone")?;
+        }
+        assert_eq!(lab.hosts[APP].engine.waiting() + lab.hosts[DB].engine.waiting(), 0);
+    }
+    Ok(())
+}
+
+fn a_peer_that_was_away_while_keys_changed_is_met_again<K: LocalKey>() -> Outcome {
+    let mut lab = Lab::<K>::new()?;
+    lab.open_stream(false)?;
+    let new = Policy {
+        keys: [vec![3], vec![2]],
+        ..Policy::default()
+    };
+    lab.install(APP, &new)?;
+    lab.pass(Duration::from_secs(200));
+    lab.send("postgres", segment(false, false, ACK, 101, 501)?);
+    lab.pass(Duration::from_secs(10));
+    assert!(lab.take_delivered(APP).is_empty(), "the former key is dead");
+    lab.install(DB, &new)?;
+    lab.pass(Duration::from_secs(10));
+    lab.take_delivered(APP);
+    lab.send("postgres", segment(false, false, ACK, 101, 501)?);
+    lab.carry();
+    assert_eq!(lab.take_delivered(APP).len(), 1);
+    lab.check_balance();
+    Ok(())
 }
 
 fn a_revoked_key_is_refused_at_once<K: LocalKey>() -> Outcome {
