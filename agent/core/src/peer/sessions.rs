@@ -85,11 +85,10 @@ impl<K: LocalKey> Sessions<K> {
     /// Lets time pass for the session at `position`; `None` beyond the last.
     pub fn tick(&mut self, position: usize, out: &mut [u8], now: Timestamp) -> Option<Ticked> {
         let slot = self.slots.get_mut(position)?;
-        match slot.session.tick(out, now) {
-            // A session that is to be replaced does not renew itself: it would be the newest again.
-            Ticked::Initiation(_) if slot.superseded => Some(Ticked::Quiet),
-            ticked => Some(ticked),
-        }
+        let ticked = slot.session.tick(out, now);
+        // A session that is to be replaced does not renew itself: it would be the newest again.
+        let renews = matches!(ticked, Ticked::Initiation(_)) && slot.superseded;
+        Some(if renews { Ticked::Quiet } else { ticked })
     }
 
     /// Drops the session at `position`.
