@@ -81,7 +81,7 @@ async fn denied(agent: &Agent, link: &mut Link) -> Outcome<String> {
         match link.next(agent).await? {
             News::Denied(denied) => return Ok(denied.code),
             News::View(..) => return Err("a view came where a refusal was expected".into()),
-            _ => {}
+            News::Lease(_) | News::Hints(_) | News::Certificate(_) | News::Challenge(_) | News::RotateKey | News::Goodbye(_) => {}
         }
     }
 }
