@@ -106,6 +106,13 @@ pub enum Command {
     Explain(Explain),
     /// Make a handshake with the hosts of a component, and say whether an echo would be allowed
     Ping(Ping),
+    /// Print the agent's metrics in the Prometheus text format
+    ///
+    /// The agent listens on no port for this: have a timer write them where the node exporter's textfile collector reads.
+    #[command(
+        after_help = "Example:\n  cloison-agent metrics > /var/lib/prometheus/node-exporter/cloison.prom.new &&\n    mv /var/lib/prometheus/node-exporter/cloison.prom.new /var/lib/prometheus/node-exporter/cloison.prom"
+    )]
+    Metrics,
     /// List the conversations that pass right now
     Flows(Output),
     /// List the last denials

@@ -185,6 +185,8 @@ struct Agent {
     table: Arc<Table>,
     /// The lease of the view in force, and when it ends.
     lease: Option<(HeldLease, Timestamp)>,
+    /// The share of it, in percent, that was warned of last.
+    lease_warned: Option<u8>,
     certificate: Option<Vec<u8>>,
     session: session::Session,
     /// A view in force that is not on disk yet, because the disk refused it.
@@ -234,6 +236,7 @@ impl Agent {
             local_keys: keys::local_keys(&wg, cached.view.as_ref().map(|view| &**view.content()), &[]),
             table: Arc::default(),
             lease: None,
+            lease_warned: None,
             session: session::Session::default(),
             unsaved: false,
             steps: StepWatch::new(moment.wall, moment.boottime),

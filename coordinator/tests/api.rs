@@ -10,15 +10,18 @@ use axum::body::Body;
 use axum::http::{Method, Request, StatusCode, header};
 use cloison_coordinator::api::{self, ApiState, Live, TokenFacts};
 use cloison_coordinator::audit::{Actor, Context};
+use cloison_coordinator::clock::ManualClock;
 use cloison_coordinator::credential::Scope;
-use cloison_coordinator::entropy::Environment;
+use cloison_coordinator::entropy::{Environment, SystemEntropy};
 use cloison_coordinator::inventory::CoordinatorAddress;
 use cloison_coordinator::policy::explain::{HostLive, LiveState};
-use cloison_coordinator::store::{CredentialSpec, NewMesh, Store};
+use cloison_coordinator::store::{CredentialSpec, NewMesh, Redemption, Store, TokenSpec};
 use cloison_proto::api::{
     AuditList, Explanation, HostList, MeshStatus, PolicyAnswer, PolicyCheck, Problem, ProblemCode, TokenCreated, TokenList,
 };
 use cloison_proto::id::{HostId, MeshId};
+use cloison_proto::key::{Secret32, SigningKey, WgPrivateKey};
+use cloison_proto::label::LabelSet;
 use cloison_proto::net::OverlayRange;
 use cloison_proto::token::EnrollmentToken;
 use cloison_proto::verdict::DropReason;
@@ -96,6 +99,10 @@ impl Answer {
 
 impl Api {
     async fn new() -> Result<Self, Box<dyn Error>> {
+        Self::at(Environment::system()).await
+    }
+
+    async fn at(env: Environment) -> Result<Self, Box<dyn Error>> {
         let mesh = NewMesh {
             mesh: MeshId([7; 16]),
             overlay: OverlayRange::new([10, 77, 0, 0].into(), 16, "fd12:3456:789a::".parse()?)?,
@@ -105,7 +112,7 @@ impl Api {
                 not_before: MeshTime(0),
             }],
         };
-        let store = Store::in_memory(Environment::system(), mesh).await?;
+        let store = Store::in_memory(env, mesh).await?;
         let state = ApiState {
             store: store.clone(),
             live: Arc::new(NobodyLinked(store.clone())),
@@ -465,5 +472,55 @@ fn the_committed_openapi_document_is_the_generated_one() -> Outcome {
         committed == generated,
         "coordinator/openapi/v1.json is out of date: run `make openapi`"
     );
+    Ok(())
+}
+
+#[tokio::test]
+async fn hosts_without_contact_are_warned_of_at_half_and_more_of_their_lease() -> Outcome {
+    let clock = ManualClock::starting_at(MeshTime(1_800_000_000));
+    let env = Environment {
+        clock: Arc::new(clock.clone()),
+        entropy: Arc::new(SystemEntropy),
+    };
+    let mut api = Api::at(env).await?;
+    let spec = TokenSpec {
+        uses: 1,
+        lifetime: Duration::from_secs(3600),
+        name: "db-1".parse()?,
+        labels: LabelSet::new(),
+        source: None,
+    };
+    let token = api.store.create_token(Context::of(Actor::Local), spec).await?;
+    let attempt = Redemption {
+        token: token.id,
+        secret: Secret32::from_bytes(*token.secret.expose()),
+        wg_key: WgPrivateKey::from_bytes([1; 32]).public(),
+        identity: SigningKey::from_seed(&[1; 32]).identity(),
+        source: [192, 0, 2, 1].into(),
+    };
+    let host = api.store.redeem_token(&attempt).await?.host.id;
+    api.store.record_seen(host, 1).await?;
+    // Of a lease of 24 hours: (hours since the last contact, hosts at 50, 80 and 95 %, what the warning says).
+    for (hours, counts, says) in [
+        (11, [0, 0, 0], None),
+        (13, [1, 0, 0], Some("50 %")),
+        (23, [1, 1, 1], Some("95 %")),
+        (25, [1, 1, 1], Some("longer")),
+    ] {
+        clock.advance(Duration::from_secs(hours * 3600));
+        api.owner = api.credential(&[Scope::Owner]).await?;
+        let text = String::from_utf8(api.call(Method::GET, "metrics", &api.owner, None).await?.body)?;
+        for (percent, count) in [50, 80, 95].into_iter().zip(counts) {
+            let sample = format!("cloison_hosts_lease_used{{at_least_percent=\"{percent}\"}} {count}\n");
+            assert!(text.contains(&sample), "after {hours} h: {text}");
+        }
+        let warnings = api.get::<MeshStatus>("status").await?.warnings;
+        let warned = warnings.iter().find(|w| w.contains("db-1 was not in contact"));
+        match says {
+            Some(says) => assert!(warned.is_some_and(|w| w.contains(says)), "after {hours} h: {warnings:?}"),
+            None => assert_eq!(warned, None),
+        }
+        api.store.record_seen(host, 1).await?;
+    }
     Ok(())
 }

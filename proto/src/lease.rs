@@ -19,6 +19,17 @@ pub const DEFAULT_VALID_FOR: Duration = Duration::from_secs(24 * 60 * 60);
 /// A lease is issued again at least this often in its life time, so that a host that stays linked always has most of it left.
 pub const RENEWALS_PER_LEASE: u32 = 24;
 
+/// Shares of a lease, in percent, at whose use people are warned: one who renews has used a 24th of it at most.
+pub const WARNED_AT: [u8; 3] = [50, 80, 95];
+
+/// The highest of [`WARNED_AT`] that is reached when `left` of a lease of `valid_for` is left; `None` below the first.
+#[must_use]
+pub fn warned_at(left: Duration, valid_for: Duration) -> Option<u8> {
+    let used = valid_for.saturating_sub(left).as_millis();
+    let reached = |percent: &u8| used.saturating_mul(100) >= valid_for.as_millis().saturating_mul(u128::from(*percent));
+    WARNED_AT.into_iter().rev().find(reached)
+}
+
 const CONTEXT: &str = "cloison/lease/v1";
 
 /// What a lease says.
@@ -70,5 +81,34 @@ impl Lease {
     #[must_use]
     pub fn covers(&self, mesh: MeshId, host: HostId, version: Version, state_hash: StateHash) -> bool {
         (self.mesh, self.host, self.version, self.state_hash) == (mesh, host, version, state_hash)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_warning_begins_at_its_share_and_a_renewed_lease_has_none() {
+        let day = DEFAULT_VALID_FOR;
+        let left = |percent: u32| day.saturating_mul(percent) / 100;
+        assert_eq!(warned_at(day.saturating_sub(day / RENEWALS_PER_LEASE), day), None);
+        for (share, at) in [
+            (51, None),
+            (50, Some(50)),
+            (21, Some(50)),
+            (20, Some(80)),
+            (6, Some(80)),
+            (5, Some(95)),
+            (0, Some(95)),
+        ] {
+            assert_eq!(warned_at(left(share), day), at, "{share} % left");
+        }
+        assert_eq!(
+            warned_at(Duration::ZERO, Duration::ZERO),
+            Some(95),
+            "no lease at all is the last warning"
+        );
+        assert_eq!(warned_at(Duration::MAX, day), None, "more than all of it is left");
     }
 }

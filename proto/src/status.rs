@@ -153,6 +153,8 @@ pub struct Status {
 pub struct Lease {
     /// What is left, in seconds; zero: nothing is allowed.
     pub left_secs: u64,
+    /// How long it was given for, in seconds; zero without one.
+    pub valid_for_secs: u64,
     /// Mesh time, as far as leases tell it.
     pub mesh_time: MeshTime,
 }

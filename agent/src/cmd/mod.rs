@@ -4,6 +4,7 @@
 pub mod explain;
 pub mod join;
 pub mod leave;
+pub mod metrics;
 pub mod ping;
 pub mod prepare;
 pub mod show;
@@ -130,6 +131,7 @@ fn command(cli: &Cli) -> Result<Done, Failure> {
         Command::Status(args) => status::run(&config, args),
         Command::Explain(args) => explain::run(&config, args),
         Command::Ping(args) => ping::run(&config, args),
+        Command::Metrics => metrics::run(&config),
         Command::Flows(args) => show::flows(&config, args.output),
         Command::Denials(args) => show::denials(&config, args.output),
         Command::RotateKey(args) => show::rotate_key(&config, args.output),

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use cloison_proto::lease;
 use cloison_proto::status::{Answer, Lease, Link as ShownLink, Names, Request, Status};
 use cloison_proto::version::Timestamp;
 
@@ -28,9 +29,6 @@ const ANNOUNCE_EVERY: Duration = Duration::from_secs(30);
 
 /// How often the wall clock is watched, and a refused write repeated.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
-
-/// A lease with less than this left is worth a warning: a tenth of the default.
-const LEASE_WARNING: Duration = Duration::from_secs(2 * 3600);
 
 /// When each duty is due.
 #[derive(Debug)]
@@ -76,6 +74,7 @@ impl Agent {
         let now = clock::now();
         if due(&mut self.duties.watch, now, WATCH_EVERY) {
             self.watch_clock(now).await;
+            self.watch_lease(now);
             self.tell_manager(now);
             self.save_again().await;
             self.rotate().await;
@@ -151,6 +150,29 @@ impl Agent {
             }
             Err(error) => tracing::error!(%error, "cannot raise the incarnation"),
         }
+    }
+
+    /// Says in the log, once each, that half and more of the lease is used, and that it is renewed.
+    fn watch_lease(&mut self, now: Timestamp) {
+        let reached = self.lease_warning(now);
+        if reached == self.lease_warned {
+            return;
+        }
+        let left = self.lease_left(now);
+        match reached {
+            Some(_) if left.is_zero() => tracing::error!("the lease has ended: nothing is allowed until the coordinator renews it"),
+            Some(percent) if reached > self.lease_warned => {
+                tracing::warn!(used_percent = percent, left = ?left, "the lease runs out: the coordinator was not reached to renew it");
+            }
+            Some(_) | None => tracing::info!(left = ?left, "the lease is renewed"),
+        }
+        self.lease_warned = reached;
+    }
+
+    /// The highest share of the lease in use, in percent, that is reached and worth a warning.
+    fn lease_warning(&self, now: Timestamp) -> Option<u8> {
+        let (held, _) = self.lease.as_ref()?;
+        lease::warned_at(self.lease_left(now), Duration::from_secs(held.lease.valid_for_secs))
     }
 
     /// Tells the coordinator where peers may reach this host, if that changed.
@@ -251,6 +273,7 @@ impl Agent {
             state_hash: header.map(|h| h.state_hash.to_string()),
             lease: Lease {
                 left_secs: self.lease_left(now).as_secs(),
+                valid_for_secs: self.lease.as_ref().map_or(0, |(held, _)| held.lease.valid_for_secs),
                 mesh_time: self.link.mesh_time(now),
             },
             link: self.shown_link(now),
@@ -285,15 +308,10 @@ impl Agent {
             warnings.push("no view is in force: nothing is allowed until the coordinator sends one".into());
         } else if left.is_zero() {
             warnings.push("the lease has ended: nothing is allowed until the coordinator renews it".into());
-        } else if left < LEASE_WARNING
-            && self
-                .lease
-                .as_ref()
-                .is_some_and(|(l, _)| Duration::from_secs(l.lease.valid_for_secs) > 2 * LEASE_WARNING)
-        {
+        } else if let Some(percent) = self.lease_warning(now) {
             warnings.push(format!(
-                "the lease ends in {} min, and the coordinator was not reached to renew it",
-                left.as_secs() / 60
+                "{percent} % of the lease is used: it ends in {} min, and the coordinator was not reached to renew it",
+                left.as_secs().div_ceil(60)
             ));
         }
         if self.clock_off {

@@ -5,10 +5,12 @@ use std::fmt::Write as _;
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
+use cloison_proto::lease::WARNED_AT;
 
 use super::ApiState;
 use super::error::ApiError;
 use super::permit::{Permit, Read};
+use crate::inventory::Inventory;
 
 /// Metrics of the coordinator.
 #[utoipa::path(get, path = "/v1/metrics", tag = "mesh", responses((status = 200, content_type = "text/plain", body = String)))]
@@ -52,10 +54,25 @@ pub(super) async fn metrics(_: Permit<Read>, State(state): State<ApiState>) -> R
             state.store.audit_head().await?,
         ),
     ];
+    let silent = lease_used(&state, &inventory).await?;
     let mut text = String::new();
     for (name, help, value) in gauges {
         // Writing to a String cannot fail.
         let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}\n");
     }
+    let name = "cloison_hosts_lease_used";
+    let _ = write!(
+        text,
+        "# HELP {name} Hosts without a link whose lease is used up to at least this share.\n# TYPE {name} gauge\n"
+    );
+    for (percent, hosts) in silent {
+        let _ = writeln!(text, "{name}{{at_least_percent=\"{percent}\"}} {hosts}");
+    }
     Ok(([(CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response())
+}
+
+/// How many hosts without a link have used how much of their lease, as far as their last contact tells.
+async fn lease_used(state: &ApiState, inventory: &Inventory) -> Result<[(u8, usize); 3], ApiError> {
+    let hosts = super::status::silent(state, inventory).await?;
+    Ok(WARNED_AT.map(|percent| (percent, hosts.iter().filter(|(_, used)| *used >= percent).count())))
 }

@@ -1,12 +1,18 @@
 //! `/v1/status`: the mesh at a glance.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::extract::State;
 use cloison_proto::api::{MeshStatus, NotApplied};
+use cloison_proto::label::HostName;
+use cloison_proto::lease::warned_at;
 
 use super::ApiState;
 use super::error::ApiError;
 use super::permit::{Permit, Read};
+use crate::inventory::Inventory;
+use crate::store::HostRecord;
 
 /// Most hosts that are named because the view compiled last is not in force on them.
 const MAX_NAMED: usize = 100;
@@ -39,6 +45,14 @@ pub(super) async fn status(_: Permit<Read>, State(state): State<ApiState>) -> Re
         let unenforced = here.filter_map(|(component, _)| Some((component, live.unenforced.get(component)?)));
         warnings.extend(unenforced.map(|(component, why)| format!("{} cannot enforce {component}: {why}", host.name)));
     }
+    let mut silent = silent(&state, &inventory).await?;
+    silent.sort_by_key(|(_, used)| std::cmp::Reverse(*used));
+    for (name, used) in silent.iter().take(MAX_NAMED) {
+        warnings.push(match used {
+            100.. => format!("{name} was not in contact for longer than its lease: nothing is allowed there"),
+            _ => format!("{name} was not in contact for {used} % of its lease: at its end nothing is allowed there"),
+        });
+    }
     Ok(Json(MeshStatus {
         mesh: inventory.mesh,
         software: env!("CARGO_PKG_VERSION").into(),
@@ -56,4 +70,17 @@ pub(super) async fn status(_: Permit<Read>, State(state): State<ApiState>) -> Re
         read_only: inventory.read_only.map(|read_only| read_only.to_string()),
         warnings,
     }))
+}
+
+/// Hosts that have no link and a used share of their lease, in percent, that is worth a warning: 50, 80, 95, or 100 when it has ended.
+pub(super) async fn silent(state: &ApiState, inventory: &Inventory) -> Result<Vec<(HostName, u8)>, ApiError> {
+    let now = state.store.now();
+    let lease = inventory.lease;
+    let used = |record: &HostRecord| {
+        let since = Duration::from_secs(now.0.saturating_sub(record.last_seen?.0));
+        let left = lease.saturating_sub(since);
+        let percent = if left.is_zero() { 100 } else { warned_at(left, lease)? };
+        (!state.live.live(record.host.id).linked).then(|| (record.host.name.clone(), percent))
+    };
+    Ok(state.store.list_hosts(false).await?.iter().filter_map(used).collect())
 }
