@@ -174,6 +174,20 @@ fn when_the_lease_ends_without_a_coordinator_everything_ends() -> Result<()> {
     ensure!(streams.busy.last("failed")?.is_none(), "cut although the lease was renewed");
     mesh.coordinator.kill()?;
     let stopped = SystemTime::now();
+    for percent in [50, 80] {
+        let sample = format!("cloison_agent_lease_warning_percent {percent}");
+        wait_for(&format!("the warning at {percent} %"), Duration::from_secs(15), || {
+            Ok(mesh
+                .agent("app-1")?
+                .command(&["metrics"])?
+                .ok()?
+                .stdout
+                .contains(&sample)
+                .then_some(()))
+        })?;
+        let warnings = mesh.agent("app-1")?.status()?["warnings"].to_string();
+        ensure!(warnings.contains("% of the lease is used"), "{warnings}");
+    }
     streams
         .busy
         .wait_for("failed", Duration::from_secs(20))
