@@ -185,8 +185,11 @@ fn when_the_lease_ends_without_a_coordinator_everything_ends() -> Result<()> {
                 .contains(&sample)
                 .then_some(()))
         })?;
-        let warnings = mesh.agent("app-1")?.status()?["warnings"].to_string();
-        ensure!(warnings.contains("% of the lease is used"), "{warnings}");
+        let warning = format!("{percent} % of the lease is used");
+        wait_for("the same in the status", Duration::from_secs(5), || {
+            let warnings = mesh.agent("app-1")?.status()?["warnings"].to_string();
+            Ok(warnings.contains(&warning).then_some(()))
+        })?;
     }
     streams
         .busy
