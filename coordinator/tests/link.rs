@@ -14,6 +14,7 @@ use cloison_coordinator::policy::explain::LiveState as _;
 use cloison_coordinator::store::{NewToken, StoreError, TokenSpec};
 use cloison_proto::control::agent::{Ack, AgentMessage, Endpoints, Hello, Nack, RenewCertificate};
 use cloison_proto::control::coordinator::CoordinatorMessage;
+use cloison_proto::control::frame::Frame;
 use cloison_proto::key::{Secret32, SigningKey};
 use cloison_proto::trust::ALPN_LINK;
 use cloison_proto::view::VerifiedView;
@@ -468,7 +469,7 @@ async fn what_is_no_frame_ends_the_link() -> Outcome {
     let app = mesh.enroll("app-1", 1).await?;
     let mut link = app.link(&mesh).await?;
     link.take_lease(&app).await?;
-    let unknown = cloison_proto::control::frame::Frame {
+    let unknown = Frame {
         kind: 999,
         body: vec![0xa0],
     };
@@ -479,11 +480,69 @@ async fn what_is_no_frame_ends_the_link() -> Outcome {
             break;
         }
     }
-    let malformed = cloison_proto::control::frame::Frame { kind: 2, body: vec![0xff] };
+    let malformed = Frame { kind: 2, body: vec![0xff] };
     link.wire.write(&malformed).await?;
     loop {
         if link.wire.read().await.is_err() {
             return mesh.stop().await;
         }
     }
+}
+
+/// A later agent's messages carry fields and come in kinds that this coordinator does not know: it serves what it understands of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_newer_agent_is_served() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let mesh = Coordinator::create(dir.path()).await?;
+    mesh.apply(POLICY).await?;
+    let mut app = mesh.enroll("app-1", 1).await?;
+    let connection = mesh.connect(ALPN_LINK, Some((&app.keys.identity, &app.certificate))).await?;
+    let stream = connection.open_bi().await?;
+    let mut wire = Wire::new(connection, stream);
+    let hello = Hello {
+        software: "later".into(),
+        version: None,
+        state_hash: None,
+        incarnation: 1,
+        endpoints: Vec::new(),
+    };
+    wire.write(&with_a_later_field(AgentMessage::Hello(hello).to_frame())?).await?;
+    let mut link = app.over(wire, &mesh)?;
+    let later = Frame {
+        kind: 999,
+        body: vec![0xff],
+    };
+    link.wire.write(&later).await?;
+    link.wire
+        .write(&with_a_later_field(AgentMessage::from(RenewCertificate {}).to_frame())?)
+        .await?;
+    let (mut viewed, mut renewed) = (false, false);
+    while !(viewed && renewed) {
+        match link.next(&app).await? {
+            News::View(view, _) => {
+                let header = *view.header();
+                (viewed, app.view) = (true, Some(*view));
+                let ack = Ack {
+                    version: header.version,
+                    state_hash: header.state_hash,
+                };
+                link.wire.write(&with_a_later_field(AgentMessage::from(ack).to_frame())?).await?;
+            }
+            News::Certificate(_) => renewed = true,
+            News::Lease(_) | News::Hints(_) => {}
+            News::Goodbye(goodbye) => return Err(goodbye.code.into()),
+        }
+    }
+    link.say(Endpoints { endpoints: Vec::new() }).await?;
+    mesh.apply(NOTHING_ALLOWED).await?;
+    assert!(link.take_view(&mut app).await?, "it said that it has the first");
+    mesh.stop().await
+}
+
+fn with_a_later_field(mut frame: Frame) -> Outcome<Frame> {
+    let head = frame.body.first_mut().ok_or("an empty body")?;
+    assert!((0xa0..0xb7).contains(head), "a short map");
+    *head += 1;
+    frame.body.extend_from_slice(&[0x18, 0xc8, 0xf5]);
+    Ok(frame)
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use cloison_proto::control::coordinator::{Hints, LeaseGrant, ViewEnd, ViewItems};
 use cloison_proto::control::frame::Message;
-use cloison_proto::view::{Items, Op, StateHash};
+use cloison_proto::view::{Items, Op, StateHash, section};
 use proptest::prelude::*;
 
 use super::*;
@@ -266,6 +266,53 @@ fn what_is_unknown_is_skipped_and_what_cannot_be_read_ends_the_link() -> Outcome
         body: vec![0xff],
     };
     assert!(matches!(link.frame(at(1), &broken).as_slice(), [Output::Close("malformed")]));
+    Ok(())
+}
+
+/// A message as a later version might send it: with a field that this one does not know.
+fn with_a_later_field(mut body: Vec<u8>) -> Result<Vec<u8>, Box<dyn std::error::Error>> {
+    let head = body.first_mut().ok_or("an empty body")?;
+    assert!((0xa0..0xb7).contains(head), "a short map");
+    *head += 1;
+    body.extend_from_slice(&[0x18, 0xc8, 0xf5]);
+    Ok(body)
+}
+
+#[test]
+fn a_newer_coordinator_is_understood_and_gives_no_more_than_is_understood() -> Outcome {
+    let mesh = Mesh::new();
+    for rules_are_newer in [false, true] {
+        let mut link = linked(&mesh)?;
+        let mut items = mesh.items(&["tcp/5432"])?;
+        items.put(999, [1], vec![0xff, 0x00]);
+        if rules_are_newer {
+            for (at, bytes) in mesh.items(&["tcp/5432"])?.iter().filter(|(at, _)| at.section == section::RULE) {
+                items.put(at.section, at.key.clone(), with_a_later_field(bytes.to_vec())?);
+            }
+        }
+        let later = Frame {
+            kind: 999,
+            body: vec![0xff],
+        };
+        for frame in whole(mesh.header(&items, 5), &items) {
+            let newer = Frame {
+                body: with_a_later_field(frame.body.clone())?,
+                ..frame
+            };
+            assert!(feed(&mut link, at(10), &[later.clone(), newer]).is_empty());
+        }
+        let out = link.tick(at(1_010));
+        let offer = installed(&out).ok_or("not understood")?;
+        let content = offer.view.content();
+        assert_eq!(content.rules.is_empty(), rules_are_newer, "{content:?}");
+        assert_eq!(content.ignored > 0, rules_are_newer);
+        let hash = offer.view.header().state_hash;
+        assert_eq!(
+            acked(&link.applied(at(1_020), report())),
+            Some(hash),
+            "it counts as applied: the same items are in force"
+        );
+    }
     Ok(())
 }
 

@@ -354,6 +354,11 @@ impl Agent {
             endpoints: self.endpoints.clone(),
         };
         wire.write(&AgentMessage::Hello(hello).to_frame()).await?;
+        self.over(wire, coordinator)
+    }
+
+    /// The link of this agent over a stream on which it has greeted.
+    pub fn over(&self, wire: Wire, coordinator: &Coordinator) -> Outcome<Link> {
         Ok(Link {
             wire,
             trust: Trust::with_items(
