@@ -529,12 +529,13 @@ async fn a_newer_agent_is_served() -> Outcome {
                 link.wire.write(&with_a_later_field(AgentMessage::from(ack).to_frame())?).await?;
             }
             News::Certificate(_) => renewed = true,
-            News::Lease(_) | News::Hints(_) => {}
+            News::Lease(_) | News::Hints(_) | News::Challenge(_) | News::Denied(_) | News::RotateKey => {}
             News::Goodbye(goodbye) => return Err(goodbye.code.into()),
         }
     }
     link.say(Endpoints { endpoints: Vec::new() }).await?;
-    mesh.apply(NOTHING_ALLOWED).await?;
+    mesh.apply(&POLICY.replace("  n8n:", "  other: {on: app-1, attach: {unit: other.service}}\n  n8n:"))
+        .await?;
     assert!(link.take_view(&mut app).await?, "it said that it has the first");
     mesh.stop().await
 }
