@@ -144,7 +144,8 @@ fn drops(direction: &str, dropped: &BTreeMap<DropReason, u64>) -> Vec<(String, u
 #[cfg(test)]
 mod tests {
     use cloison_proto::id::{HostId, MeshId};
-    use cloison_proto::status::{Lease, Packets};
+    use cloison_proto::key::WgPrivateKey;
+    use cloison_proto::status::{KeyStage, KeyStatus, Lease, Names, Packets};
     use cloison_proto::version::{MeshTime, Version};
 
     use super::*;
@@ -172,6 +173,14 @@ mod tests {
                 mesh_time: MeshTime(0),
             },
             link: Link::Connecting,
+            wg_key: KeyStatus {
+                current: WgPrivateKey::from_bytes([3; 32]).public(),
+                next: None,
+                stage: KeyStage::Settled,
+                changes_in_secs: None,
+                refused: None,
+            },
+            names: Names::Off,
             instances: Vec::new(),
             peers: Vec::new(),
             packets,
