@@ -2,6 +2,7 @@
 
 SHELL := /bin/bash
 PROGRAMS := $(or $(CARGO_TARGET_DIR),target)/debug
+PACKAGES := $(abspath $(or $(CARGO_TARGET_DIR),target)/packages)
 RELEASE := $(abspath $(or $(CARGO_TARGET_DIR),target)/release)
 
 # Where `make install` puts things: DESTDIR goes before all of it, for packagers.
@@ -13,13 +14,16 @@ UNITDIR = $(DESTDIR)$(PREFIX)/lib/systemd/system
 USERDIR = $(DESTDIR)$(PREFIX)/lib/sysusers.d
 DOCDIR = $(DESTDIR)$(PREFIX)/share/doc
 
-.PHONY: help build release install uninstall demo bench test check lint doc openapi clean-lab setup
+.PHONY: help build release install uninstall deb rpm demo bench test check lint doc openapi clean-lab setup setup-machines
 
 help: ## what there is to make
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 setup: ## install what the lab runs besides Rust
 	@tests/scripts/setup.sh
+
+setup-machines: setup ## make the root of the machines that tests boot, and install the tools that make packages
+	@tests/scripts/setup-machines.sh
 
 build: ## build the programs, and those of the lab
 	cargo build --workspace
@@ -46,6 +50,12 @@ uninstall: ## remove what `make install` put there; state and the user `cloison`
 	rm -f $(addprefix $(BINDIR)/,$(INSTALLED)) $(addprefix $(UNITDIR)/,$(UNITS)) $(USERDIR)/cloison-coordinator.conf
 	rm -rf $(addprefix $(DOCDIR)/,$(INSTALLED))
 
+deb: release ## make the Debian packages, in PACKAGES (target/packages)
+	systemd/package.sh deb release $(PACKAGES)
+
+rpm: release ## make the RPM packages, in PACKAGES
+	systemd/package.sh rpm release $(PACKAGES)
+
 demo: setup build ## show the mesh on one machine, with a real PostgreSQL; KEEP=1 leaves it running
 	@$(PROGRAMS)/cloison-demo
 
@@ -54,7 +64,7 @@ bench: setup ## measure the release programs, beside wireguard-go; BENCH=-ojson 
 	cargo build -p cloison-tests --bin cloison-bench
 	@CLOISON_PROGRAMS=$(RELEASE) $(PROGRAMS)/cloison-bench $(BENCH)
 
-test: setup lint doc ## run everything
+test: setup setup-machines lint doc ## run everything
 	tests/scripts/run-tests.sh
 
 check: lint ## what can be said without root: format, lints, unit and property tests
