@@ -148,6 +148,11 @@ impl Lab {
         &self.folder.path
     }
 
+    /// The lab's own folder, shared with what outlives a borrow of the lab.
+    pub(crate) fn shared_folder(&self) -> &Arc<Folder> {
+        &self.folder
+    }
+
     /// The prefix that all namespaces of this lab carry.
     #[must_use]
     pub fn prefix(&self) -> &str {
@@ -314,7 +319,7 @@ pub fn wait_for<T>(what: &str, within: Duration, mut check: impl FnMut() -> Resu
 }
 
 /// The IPv4 address of host number `number` on the wire (RFC 5737).
-fn wire_v4(number: u8) -> Ipv4Addr {
+pub(crate) fn wire_v4(number: u8) -> Ipv4Addr {
     Ipv4Addr::new(198, 51, 100, number)
 }
 

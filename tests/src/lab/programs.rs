@@ -25,7 +25,7 @@ pub fn find(name: &str) -> Result<PathBuf> {
 }
 
 /// `target/debug`, from `target/debug/deps/TEST` or `target/debug/PROGRAM`.
-fn target_folder() -> Result<PathBuf> {
+pub(crate) fn target_folder() -> Result<PathBuf> {
     let own = std::env::current_exe().context("looking for this program's own path")?;
     let folder = own.parent().context("this program is in no folder")?;
     let folder = if folder.ends_with("deps") {

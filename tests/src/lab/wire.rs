@@ -59,6 +59,33 @@ impl Wire {
 
     /// Hangs a namespace on the wire under a port name, as host number `number`.
     pub(super) fn attach(&self, net: &Netns, port: &str, number: u8) -> Result<()> {
+        self.plug(net, port)?;
+        if !self.underlay.has_v6() {
+            net.set(&format!("ipv6/conf/{HOST_PORT}/disable_ipv6"), "1")?;
+        }
+        net.run(&["ip", "link", "set", "dev", HOST_PORT, "up"])?.ok()?;
+        if self.underlay.has_v4() {
+            net.run(&["ip", "address", "add", &format!("{}/24", wire_v4(number)), "dev", HOST_PORT])?
+                .ok()?;
+        }
+        if self.underlay.has_v6() {
+            net.run(&[
+                "ip",
+                "address",
+                "add",
+                &format!("{}/64", wire_v6(number)),
+                "dev",
+                HOST_PORT,
+                "nodad",
+            ])?
+            .ok()?;
+        }
+        Ok(())
+    }
+
+    /// Gives a namespace an interface on the wire that is down and has no address: whoever lives there configures it. A port of that name
+    /// that an earlier namespace had goes first.
+    pub(crate) fn plug(&self, net: &Netns, port: &str) -> Result<()> {
         ensure!(port.len() <= 15 && port != BRIDGE, "`{port}` cannot be the name of an interface");
         net.set("ipv6/conf/default/accept_ra", "0")?;
         let mtu = self.mtu.to_string();
@@ -80,28 +107,11 @@ impl Wire {
             "netns",
             net.name(),
         ];
+        if self.net.run(&["ip", "link", "show", "dev", port])?.status.success() {
+            self.net.run(&["ip", "link", "delete", "dev", port])?.ok()?;
+        }
         self.net.run(&pair)?.ok()?;
         self.net.run(&["ip", "link", "set", "dev", port, "master", BRIDGE, "up"])?.ok()?;
-        if !self.underlay.has_v6() {
-            net.set(&format!("ipv6/conf/{HOST_PORT}/disable_ipv6"), "1")?;
-        }
-        net.run(&["ip", "link", "set", "dev", HOST_PORT, "up"])?.ok()?;
-        if self.underlay.has_v4() {
-            net.run(&["ip", "address", "add", &format!("{}/24", wire_v4(number)), "dev", HOST_PORT])?
-                .ok()?;
-        }
-        if self.underlay.has_v6() {
-            net.run(&[
-                "ip",
-                "address",
-                "add",
-                &format!("{}/64", wire_v6(number)),
-                "dev",
-                HOST_PORT,
-                "nodad",
-            ])?
-            .ok()?;
-        }
         Ok(())
     }
 
