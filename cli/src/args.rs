@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
-use cloison_proto::id::TokenId;
+use cloison_proto::id::{CredentialId, TokenId};
 use cloison_proto::label::{LabelKey, LabelValue};
 
 /// Operate a Cloison mesh: who may talk to whom, and why.
@@ -50,6 +50,12 @@ pub(crate) enum Command {
     /// Enrollment tokens: create, list, revoke
     #[command(subcommand)]
     Token(TokenCommand),
+    /// Credentials for this command and for programs: create, list, revoke, rotate
+    #[command(subcommand)]
+    Credential(CredentialCommand),
+    /// The coordinator: where hosts find it
+    #[command(subcommand)]
+    Coordinator(CoordinatorCommand),
     /// The policy: check, apply, show
     #[command(subcommand)]
     Policy(PolicyCommand),
@@ -141,6 +147,72 @@ pub(crate) struct TokenCreateArgs {
     /// From which addresses it may be used, like 192.0.2.0/24
     #[arg(long, value_name = "CIDR")]
     pub(crate) source: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CredentialCommand {
+    /// Make a credential; it is shown once
+    #[command(
+        after_help = "Examples:\n  cloison credential create --name ci --scope policy > cred\n  cloison credential create --name oncall --scope operate,enroll --valid-for 720h"
+    )]
+    Create(CredentialCreateArgs),
+    /// All credentials, without their secrets
+    List,
+    /// Make a credential useless, at once
+    Revoke {
+        /// The credential's id, like cred_0123456789abcdef
+        credential: CredentialId,
+    },
+    /// Make a credential that takes another one's place
+    ///
+    /// Without an id, this command's own: the new one is written to its configuration and tried, then the former is revoked; whoever is
+    /// interrupted has one that works. With an id, the new one is printed, and the former ends after the overlap.
+    Rotate {
+        /// The credential's id; this command's own if not given
+        credential: Option<CredentialId>,
+        /// How long the former one stays good, like 10m
+        #[arg(long, default_value = "1h", value_parser = parse_span, value_name = "TIME")]
+        overlap: u64,
+    },
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct CredentialCreateArgs {
+    /// What it is for
+    #[arg(long)]
+    pub(crate) name: String,
+    /// What it allows: owner, policy, enroll, operate, read
+    #[arg(long, required = true, value_delimiter = ',')]
+    pub(crate) scope: Vec<String>,
+    /// How long it is valid, like 720h
+    #[arg(long, default_value = "720h", value_parser = parse_span, value_name = "TIME")]
+    pub(crate) valid_for: u64,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CoordinatorCommand {
+    /// Where hosts find the coordinator: add, remove, list
+    ///
+    /// Hosts are told by their views, keep the last addresses on disk, and try all in turn. To move a coordinator: add the new address, wait
+    /// until `cloison status` shows that all hosts have it, start it there, and remove the old one.
+    #[command(subcommand)]
+    Address(AddressCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum AddressCommand {
+    /// All addresses that hosts are told
+    List,
+    /// Add an address
+    Add {
+        /// HOST:PORT, as hosts reach it
+        address: String,
+    },
+    /// Remove an address; the last one stays
+    Remove {
+        /// HOST:PORT, as it is listed
+        address: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -84,6 +84,11 @@ impl Client {
         self.send(self.request(Method::DELETE, path)).await.map(drop)
     }
 
+    /// `DELETE /v1/path`, with an answer.
+    pub(crate) async fn delete_for<T: DeserializeOwned>(&self, path: &str) -> Result<T, CliError> {
+        self.call(self.request(Method::DELETE, path)).await
+    }
+
     async fn call<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, CliError> {
         let answer = self.send(request).await?;
         answer.json().await.map_err(|e| CliError::Answer(e.into()))

@@ -112,6 +112,12 @@ words! {
         CertificateIssue = "certificate.issue",
         /// A credential was made.
         CredentialCreate = "credential.create",
+        /// A credential was made in the place of another, which ends soon.
+        CredentialRotate = "credential.rotate",
+        /// An address of the coordinator was added.
+        AddressAdd = "address.add",
+        /// An address of the coordinator was removed.
+        AddressRemove = "address.remove",
         /// A credential was revoked.
         CredentialRevoke = "credential.revoke",
     }

@@ -210,6 +210,17 @@ const MATRIX: &[(&str, &str, &[Scope])] = &[
     ),
     ("POST", "tokens", &[Scope::Enroll, Scope::Owner]),
     ("DELETE", "tokens/token_0000000000000000", &[Scope::Enroll, Scope::Owner]),
+    ("GET", "credentials", &[Scope::Owner]),
+    ("POST", "credentials", &[Scope::Owner]),
+    ("DELETE", "credentials/cred_0000000000000000", &[Scope::Owner]),
+    ("POST", "credentials/cred_0000000000000000/rotate", &[Scope::Owner]),
+    (
+        "GET",
+        "addresses",
+        &[Scope::Read, Scope::Policy, Scope::Enroll, Scope::Operate, Scope::Owner],
+    ),
+    ("POST", "addresses", &[Scope::Owner]),
+    ("DELETE", "addresses/192.0.2.9:7443", &[Scope::Owner]),
     (
         "GET",
         "policy",
@@ -280,6 +291,9 @@ async fn the_matrix_names_every_endpoint_of_the_document() -> Outcome {
             .next()
             .unwrap_or(path)
             .replace("token_0000000000000000", "")
+            .replace("cred_0000000000000000/rotate", "")
+            .replace("cred_0000000000000000", "")
+            .replace("192.0.2.9:7443", "")
             .replace("hosts/db-1/labels", "hosts/")
             .replace("hosts/db-1/revoke", "hosts/")
             .replace("hosts/db-1/rotate-key", "hosts/");

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use cloison_proto::api::HostSummary;
-use cloison_tests::lab::mesh::{Instance, Mesh};
+use cloison_proto::token::EnrollmentToken;
+use cloison_tests::lab::mesh::{COORDINATOR, Instance, Mesh};
 use cloison_tests::lab::postgres::{self, Postgres};
-use cloison_tests::lab::wait_for;
+use cloison_tests::lab::{Underlay, wait_for};
 
 const PAIR: &str = "\
 version: 1
@@ -129,5 +130,68 @@ fn wireguard_keys_change_by_themselves_and_an_agent_that_is_killed_at_any_step_g
     mesh.agent_mut("app-1")?.start()?;
     wait_for_other_key(&mesh, "app-1", &app)?;
     works(&mesh, "with a key that changed by itself")?;
+    mesh.finish()
+}
+
+#[test]
+fn a_coordinator_that_moves_is_found_and_credentials_change_under_load() -> Result<()> {
+    let mut mesh = Mesh::builder("e2e-rotate-move", &HOSTS)
+        .lab(|lab| lab.underlay(Underlay::V4))
+        .start()?;
+    mesh.join_all()?;
+    mesh.coordinator.apply_and_wait(PAIR)?;
+    let instance = mesh.instance("postgres", "db-1")?;
+    let _server = Postgres::start(mesh.host("db-1")?, &instance.addresses())?;
+    postgres::fill(mesh.host("app-1")?.net(), IpAddr::V4(instance.v4), 1)?.ok()?;
+    let home = mesh.host(COORDINATOR)?.net().clone();
+    let old = mesh.host(COORDINATOR)?.v4()?.to_string();
+    let (from, to) = (format!("{old}:7443"), "198.51.100.77:7443");
+    under_load(&mut mesh, instance, 40, |mesh| {
+        // Announced, and acknowledged by all, before the move.
+        home.run(&["ip", "address", "add", "198.51.100.77/24", "dev", "eth0"])?.ok()?;
+        mesh.coordinator.cli(&["coordinator", "address", "add", to])?.ok()?;
+        mesh.wait_until_applied()?;
+        mesh.coordinator.kill()?;
+        home.run(&["ip", "address", "delete", &format!("{old}/24"), "dev", "eth0"])?.ok()?;
+        if !home
+            .run(&["ip", "address", "show", "dev", "eth0"])?
+            .ok()?
+            .stdout
+            .contains("198.51.100.77")
+        {
+            // A secondary address goes with its primary one.
+            home.run(&["ip", "address", "add", "198.51.100.77/24", "dev", "eth0"])?.ok()?;
+        }
+        let config = mesh.coordinator.cli_config();
+        std::fs::write(&config, std::fs::read_to_string(&config)?.replace(&from, to))?;
+        mesh.coordinator.serve()?;
+        wait_for("both agents to find the coordinator", SOON, || {
+            Ok((mesh.coordinator.status()?.linked == 2).then_some(()))
+        })?;
+        mesh.coordinator.cli(&["coordinator", "address", "remove", &from])?.ok()?;
+        mesh.wait_until_applied()
+    })?;
+    let token: EnrollmentToken = mesh.coordinator.token("new-1")?.parse()?;
+    ensure!(token.addresses == [to], "{:?}", token.addresses);
+    let refused = mesh.coordinator.cli(&["coordinator", "address", "remove", to])?;
+    ensure!(!refused.status.success(), "the last address stays");
+    // An agent that begins anew has the address on disk.
+    mesh.agent_mut("app-1")?.stop()?;
+    mesh.agent_mut("app-1")?.start()?;
+    wait_for("the agent to link from its disk", SOON, || {
+        Ok((mesh.coordinator.status()?.linked == 2).then_some(()))
+    })?;
+
+    // The operator's own credential, in two phases; the former is dead at once.
+    let config = mesh.coordinator.cli_config();
+    let former = std::fs::read_to_string(&config)?;
+    mesh.coordinator.cli(&["credential", "rotate"])?.ok()?;
+    let changed = std::fs::read_to_string(&config)?;
+    ensure!(changed != former);
+    mesh.coordinator.status()?;
+    std::fs::write(&config, &former)?;
+    let refused = mesh.coordinator.cli(&["status"])?;
+    ensure!(refused.status.code() == Some(3), "the former credential still works: {refused:?}");
+    std::fs::write(&config, &changed)?;
     mesh.finish()
 }

@@ -185,8 +185,7 @@ impl Agent {
     /// An attempt at all coordinators in turn; with a renewal of the certificate before, if that is needed.
     fn attempt(&self, renew: bool) -> impl Future<Output = Attempted> + Send + use<> {
         let trust = self.link.trust();
-        let named = [&*self.config.coordinators, trust.addresses(), &*self.us.addresses];
-        let addresses = named.into_iter().find(|list| !list.is_empty()).unwrap_or_default().to_vec();
+        let addresses = addresses(&self.config.coordinators, trust.addresses(), &self.us.addresses);
         let attempt = Attempt {
             mesh: self.us.mesh,
             anchors: Anchors::of(trust),
@@ -359,6 +358,16 @@ impl Agent {
             ignored_items: self.link.installed_content().map_or(0, |view| view.ignored as u64),
         }
     }
+}
+
+/// Where to look for a coordinator: only where the configuration says, if it says so; else at the addresses that the last view named, and in
+/// the end where this host joined. Whoever answers has to show that it is a coordinator of this mesh.
+fn addresses(configured: &[String], named: &[String], joined: &[String]) -> Vec<String> {
+    if !configured.is_empty() {
+        return configured.to_vec();
+    }
+    let further = joined.iter().filter(|address| !named.contains(address));
+    named.iter().chain(further).cloned().collect()
 }
 
 fn renewal_failed(error: &EnrollError) -> String {

@@ -1,6 +1,8 @@
 //! The commands: one file each, one path through each: ask, print, decide how to end.
 
 mod audit;
+mod coordinator;
+mod credential;
 mod explain;
 mod host;
 mod login;
@@ -34,6 +36,8 @@ pub(crate) async fn run(args: Args) -> Result<Exit, CliError> {
         Command::Status => status::run(&context).await,
         Command::Host(command) => host::run(&context, command).await,
         Command::Token(command) => token::run(&context, command).await,
+        Command::Credential(command) => credential::run(&context, command, &path).await,
+        Command::Coordinator(command) => coordinator::run(&context, command).await,
         Command::Policy(command) => policy::run(&context, command).await,
         Command::Explain(explain) => explain::run(&context, &explain).await,
         Command::Audit(audit) => audit::run(&context, &audit).await,

@@ -4,9 +4,11 @@
 //! permit that it names), and ends in a handler of a few lines: read, call the store, map the result. The store judges the actor's scope
 //! once more inside the transaction. The OpenAPI document is generated from these handlers and committed.
 
+mod addresses;
 mod audit;
 mod bounds;
 mod change;
+mod credentials;
 mod deadline;
 mod error;
 mod explain;
@@ -91,6 +93,11 @@ fn routes() -> (Router<ApiState>, utoipa::openapi::OpenApi) {
         .routes(routes!(hosts::components))
         .routes(routes!(tokens::list, tokens::create))
         .routes(routes!(tokens::revoke))
+        .routes(routes!(credentials::list, credentials::create))
+        .routes(routes!(credentials::revoke))
+        .routes(routes!(credentials::rotate))
+        .routes(routes!(addresses::list, addresses::add))
+        .routes(routes!(addresses::remove))
         .routes(routes!(explain::explain))
         .routes(routes!(status::status))
         .routes(routes!(audit::list))

@@ -30,7 +30,7 @@ macro_rules! scopes {
     )*};
 }
 
-scopes!(Policy Enroll Operate Read);
+scopes!(Owner Policy Enroll Operate Read);
 
 /// The caller's credential allows `S`.
 pub(super) struct Permit<S> {

@@ -31,7 +31,8 @@ pub(super) async fn create(
     let spec = spec(body?.0)?;
     let inventory = state.store.inventory();
     let now = state.store.now();
-    let current = inventory.addresses.iter().filter(|a| a.not_before <= now);
+    // The newest first: a coordinator that moves has added where it goes.
+    let current = inventory.addresses.iter().rev().filter(|a| a.not_before <= now);
     let addresses: Vec<_> = current.map(|a| a.address.clone()).take(MAX_ADDRESSES).collect();
     let token = state.store.create_token(permit.context(), spec).await?;
     let text = EnrollmentToken {

@@ -20,6 +20,9 @@ use crate::entropy::Environment;
 /// Longest life of a credential: a year and a month, so that a yearly renewal has room.
 pub(super) const MAX_LIFETIME: Duration = Duration::from_secs(400 * 86_400);
 
+/// Longest time for which a credential that was replaced stays good.
+const MAX_OVERLAP: Duration = Duration::from_secs(86_400);
+
 /// Longest name, in characters.
 const MAX_NAME_LEN: usize = 63;
 
@@ -50,6 +53,42 @@ impl Store {
         change
             .finish(Reach::Revision, Action::CredentialCreate, &[Object::Credential(made.text.id)])
             .await?;
+        Ok(made)
+    }
+
+    /// Makes a credential that takes the place of another (scope `owner`): the same name, scopes and lifetime. The former ends after
+    /// `overlap`, or earlier if it was to.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] for one that is not good any more; [`StoreError::Invalid`] for an overlap beyond a day.
+    pub async fn rotate_credential(&self, context: Context, id: CredentialId, overlap: Duration) -> Result<NewCredential, StoreError> {
+        if overlap > MAX_OVERLAP {
+            let why = "must be at most a day: two secrets for one purpose are one too many".into();
+            return Err(StoreError::Invalid { what: "overlap", why });
+        }
+        let mut change = self.begin(context, Scope::Owner).await?;
+        let former = match find(change.db(), id).await? {
+            Some(row) => row.read()?,
+            None => return Err(StoreError::NotFound("credential")),
+        };
+        if former.revoked_at.is_some() || former.expires <= change.now {
+            return Err(StoreError::NotFound("credential that is still good"));
+        }
+        let lifetime = Duration::from_secs(former.expires.0.saturating_sub(former.created_at.0));
+        let spec = CredentialSpec {
+            name: former.name,
+            scopes: former.scopes,
+            lifetime: lifetime.clamp(Duration::from_secs(1), MAX_LIFETIME),
+        };
+        let made = insert(&mut change, &self.0.env, &spec).await?;
+        let ends = former.expires.min(change.now.plus(overlap));
+        sqlx::query("UPDATE credential SET expires = $2 WHERE id = $1")
+            .bind(id.to_string())
+            .bind(time(ends))
+            .execute(change.db())
+            .await?;
+        let objects = [Object::Credential(id), Object::Credential(made.text.id)];
+        change.finish(Reach::Revision, Action::CredentialRotate, &objects).await?;
         Ok(made)
     }
 

@@ -7,9 +7,10 @@ use sqlx::{SqliteConnection, SqlitePool};
 use super::change::Reach;
 use super::error::{OpenError, StoreError};
 use super::model::{MeshChange, NewMesh};
-use super::row::{number, time, to_json};
+use super::row::{Table, number, time, to_json};
 use super::{Store, log, snapshot};
 use crate::audit::{Action, Actor, Context, Entry, Object};
+use crate::config::HostPort;
 use crate::credential::Scope;
 use crate::entropy::Environment;
 use crate::inventory::{CoordinatorAddress, Inventory};
@@ -101,6 +102,55 @@ impl Store {
         }
         writing.finish(Reach::Inventory, Action::MeshSet, &[Object::Mesh]).await
     }
+
+    /// Adds an address at which hosts find the coordinator (scope `owner`); one that is there stays. The revision is returned.
+    ///
+    /// # Errors
+    /// [`StoreError::Invalid`] beyond the eighth.
+    pub async fn add_address(&self, context: Context, address: &HostPort) -> Result<u64, StoreError> {
+        let mut change = self.begin(context, Scope::Owner).await?;
+        let mut addresses = addresses(change.db()).await?;
+        let text = address.to_string();
+        if addresses.iter().any(|known| known.address == text) {
+            return Ok(self.inventory().version.revision);
+        }
+        addresses.push(CoordinatorAddress {
+            address: text,
+            not_before: change.now,
+        });
+        put_addresses(change.db(), &addresses).await?;
+        change.finish(Reach::Inventory, Action::AddressAdd, &[Object::Mesh]).await
+    }
+
+    /// Removes an address of the coordinator (scope `owner`). The revision is returned.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`]; [`StoreError::Invalid`] for the last one.
+    pub async fn remove_address(&self, context: Context, address: &HostPort) -> Result<u64, StoreError> {
+        let mut change = self.begin(context, Scope::Owner).await?;
+        let (mut addresses, text) = (addresses(change.db()).await?, address.to_string());
+        let before = addresses.len();
+        addresses.retain(|known| known.address != text);
+        if addresses.len() == before {
+            return Err(StoreError::NotFound("address of the coordinator"));
+        }
+        put_addresses(change.db(), &addresses).await?;
+        change.finish(Reach::Inventory, Action::AddressRemove, &[Object::Mesh]).await
+    }
+}
+
+async fn addresses(db: &mut SqliteConnection) -> Result<Vec<CoordinatorAddress>, StoreError> {
+    let text: String = sqlx::query_scalar("SELECT addresses FROM mesh WHERE id = 1").fetch_one(db).await?;
+    Table("mesh").json(&text)
+}
+
+async fn put_addresses(db: &mut SqliteConnection, addresses: &[CoordinatorAddress]) -> Result<(), StoreError> {
+    check_addresses(addresses)?;
+    sqlx::query("UPDATE mesh SET addresses = $1 WHERE id = 1")
+        .bind(to_json(&addresses)?)
+        .execute(db)
+        .await?;
+    Ok(())
 }
 
 /// Forgets the addresses of vanished instances; refuses if there is any other.
@@ -129,7 +179,7 @@ fn check_lease(lease: Duration) -> Result<(), StoreError> {
 }
 
 fn check_addresses(addresses: &[CoordinatorAddress]) -> Result<(), StoreError> {
-    let good = |one: &CoordinatorAddress| one.address.parse::<crate::config::HostPort>().is_ok();
+    let good = |one: &CoordinatorAddress| one.address.parse::<HostPort>().is_ok();
     if (1..=MAX_ADDRESSES).contains(&addresses.len()) && addresses.iter().all(good) {
         Ok(())
     } else {

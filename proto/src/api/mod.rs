@@ -3,19 +3,25 @@
 //! These types are the schema: the coordinator's handlers return them, the committed OpenAPI document is generated from them, and the
 //! `cloison` command reads them. Fields are only ever added. No answer has a place for a secret but those that say so, once, at its creation.
 
+mod address;
 mod audit;
+mod credential;
 mod explain;
 mod host;
 mod policy;
 mod problem;
+mod rotation;
 mod status;
 mod token;
 
+pub use address::{AddressList, AddressRequest, AddressSummary};
 pub use audit::{AuditEntry, AuditList};
+pub use credential::{CredentialCreated, CredentialList, CredentialRequest, CredentialRotation, CredentialSummary};
 pub use explain::{End, EndState, Explanation, PairExplanation, RuleSummary};
 pub use host::{ComponentList, ComponentSummary, HostList, HostSummary, InstanceSummary, LabelRequest};
 pub use policy::{Access, AccessChange, PolicyAnswer, PolicyCheck, PolicyRequest};
 pub use problem::{Problem, ProblemCode};
+pub use rotation::{CredentialCheck, CredentialReport, RotationList, RotationRequest, RotationSummary};
 pub use status::{MeshStatus, NotApplied};
 pub use token::{TokenCreated, TokenList, TokenRequest, TokenSummary};
 
