@@ -17,7 +17,7 @@ use crate::config::{FileConfig, LogFormat};
     name = "cloison-agent",
     version,
     max_term_width = 110,
-    after_help = "Exit status: 0 done or allowed, 1 error, 2 denied, 3 not authorised; of `run` also 78: only a person can help, starting again cannot.\n\nFirst steps:\n  cloison-agent join --token-file token\n  systemctl enable --now cloison-agent\n  cloison-agent status"
+    after_help = "Exit status: 0 done or allowed, 1 error, 2 denied or (doctor) something to mend, 3 not authorised; of `run` also 78: only a person can help, starting again cannot.\n\nFirst steps:\n  cloison-agent join --token-file token\n  systemctl enable --now cloison-agent\n  cloison-agent status"
 )]
 pub struct Cli {
     /// Settings that all commands share.
@@ -123,6 +123,20 @@ pub enum Command {
     /// dead then. This also happens by itself, every 30 days unless `key_lifetime` says otherwise.
     #[command(after_help = "Example:\n  cloison-agent rotate-key\n  cloison-agent status      # shows how far it is")]
     RotateKey(Output),
+    /// Look for what is wrong on this host, and say what to do about each finding
+    ///
+    /// Looks at the state directory, the TUN driver, the port, the base table, the clock, the coordinators, the certificate, the lease, the
+    /// peers (a handshake with each, and which sizes pass), the addresses and routes, the kernel's settings and the hosts file. Changes
+    /// nothing. Works while the agent runs, and while it does not. Run it as root.
+    ///
+    /// Exit status: 0 nothing to do, 2 something to mend, 1 it could not look.
+    #[command(
+        after_help = "Examples:\n  sudo cloison-agent doctor\n  sudo cloison-agent doctor -o json | jq '.findings[] | select(.fix != \"\")'"
+    )]
+    Doctor(Output),
+    /// Put together what somebody who helps needs to see
+    #[command(subcommand)]
+    Debug(Debug),
     /// Take this host out of its mesh: remove the base table, the routes, and all state with its keys
     ///
     /// Refused while the agent runs. The coordinator is not told: an operator removes the host there with `cloison host revoke`.
@@ -220,6 +234,24 @@ pub struct Ping {
     /// How to print.
     #[command(flatten)]
     pub output: Output,
+}
+
+/// What `debug` can do.
+#[derive(Debug, Subcommand)]
+pub enum Debug {
+    /// Write status, flows, denials, view, settings, log, table, routes and versions into a tar file
+    ///
+    /// Private keys, tokens and credentials are not in it; names and addresses of this host's peers are. Run it as root.
+    #[command(after_help = "Example:\n  sudo cloison-agent debug bundle --to bundle.tar")]
+    Bundle(Bundle),
+}
+
+/// Arguments of `debug bundle`.
+#[derive(Debug, Args)]
+pub struct Bundle {
+    /// The file to make; it must not be there yet
+    #[arg(long, value_name = "FILE.tar")]
+    pub to: PathBuf,
 }
 
 /// Arguments of `leave`.

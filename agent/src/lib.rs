@@ -7,10 +7,12 @@
 pub mod answer;
 pub mod args;
 pub mod attach;
+pub mod bundle;
 pub mod cmd;
 pub mod config;
 pub mod control;
 pub mod dataplane;
+pub mod doctor;
 pub mod enroll;
 pub mod first_start;
 pub mod manager;

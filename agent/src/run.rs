@@ -12,6 +12,7 @@ use std::time::Duration;
 use cloison_agent_core::engine::EngineConfig;
 use cloison_agent_core::install::{Hint, LeaseTerm};
 use cloison_agent_core::wg::boringtun::BoringKey;
+use cloison_proto::control::agent::Endpoint;
 use cloison_proto::filter::Table;
 use cloison_proto::id::HostId;
 use cloison_proto::key::SigningKey;
@@ -30,6 +31,7 @@ use crate::dataplane::{self, Dataplane, InForce, MeshEngine, StartError};
 use crate::first_start::{self, FirstStartError};
 use crate::manager::{Kept, Manager, Wanted, Watchdog};
 use crate::names::keeper::Keeper;
+use crate::netlink::monitor::Monitor;
 use crate::state::clock::{Moment, wall_now};
 use crate::state::identity::{Membership, load_certificate};
 use crate::state::incarnation::{self, StepWatch};
@@ -208,6 +210,10 @@ struct Agent {
     /// The line that the service manager was told last.
     told: String,
     names: Keeper,
+    /// Tells of changes to addresses and nftables; without it, they are found when they are looked for.
+    monitor: Option<Monitor>,
+    /// Where peers may reach this host, as it was listed last.
+    reachable_at: Option<Vec<Endpoint>>,
 }
 
 impl Agent {
@@ -251,6 +257,8 @@ impl Agent {
             watchdog: manager.watchdog(moment.boottime),
             told: String::new(),
             names,
+            monitor: Monitor::open(),
+            reachable_at: None,
             config,
             dir,
             us,

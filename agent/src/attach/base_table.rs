@@ -115,6 +115,14 @@ impl BaseTable {
         Ok(tables.lines().any(|line| line.trim() == ours))
     }
 
+    /// The table as `nft` shows it, without counters.
+    ///
+    /// # Errors
+    /// [`BaseTableError`]; also if there is none.
+    pub fn listing(&self) -> Result<String, BaseTableError> {
+        run_nft(&self.name, &["-s", "list", "table", "inet", &self.name.0], "")
+    }
+
     /// The transaction for the table of the family `arp`. IPv6 answers only for addresses of the interface that is asked.
     fn arp_text(&self) -> String {
         let Self { name, range, .. } = self;

@@ -1,6 +1,8 @@
 //! The commands. Results go to standard output, errors to standard error as `error: what: why` and a `hint:` line; the exit status is 0 for
-//! done or allowed, 1 for an error, 2 for denied, 3 for not authorised, 78 for a service that only a person can help.
+//! done or allowed, 1 for an error, 2 for denied or (`doctor`) something to mend, 3 for not authorised, 78 for a service that only a person can help.
 
+pub mod debug;
+pub mod doctor;
 pub mod explain;
 pub mod join;
 pub mod leave;
@@ -135,6 +137,8 @@ fn command(cli: &Cli) -> Result<Done, Failure> {
         Command::Flows(args) => show::flows(&config, args.output),
         Command::Denials(args) => show::denials(&config, args.output),
         Command::RotateKey(args) => show::rotate_key(&config, args.output),
+        Command::Debug(args) => debug::run(&config, args),
+        Command::Doctor(args) => doctor::run(&config, *args),
         Command::Leave(args) => leave::run(&config, args),
     }
 }

@@ -21,17 +21,39 @@ pub struct Known<'a> {
     pub overlay: Option<OverlayRange>,
 }
 
-/// Lists the candidates of the calling thread's namespace, the likeliest first.
+/// What was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// The candidates, the likeliest first.
+    pub endpoints: Vec<Endpoint>,
+    /// Whether the address by which the coordinator was reached is no longer this host's.
+    pub lost_coordinator: bool,
+}
+
+/// Lists the candidates of the calling thread's namespace.
 ///
 /// # Errors
 /// [`NetlinkError`].
-pub fn list(known: Known<'_>) -> Result<Vec<Endpoint>, NetlinkError> {
+pub fn list(mut known: Known<'_>) -> Result<Listed, NetlinkError> {
     let mut netlink = Netlink::open()?;
-    let mut found = Vec::new();
-    for interface in link::list(&mut netlink)?.iter().filter(|l| l.up && !l.loopback) {
-        found.extend(addr::list(&mut netlink, interface.index)?);
+    let (mut found, mut all) = (Vec::new(), Vec::new());
+    for interface in link::list(&mut netlink)?.iter().filter(|l| l.up) {
+        let addresses = addr::list(&mut netlink, interface.index)?;
+        all.extend(addresses.iter().copied());
+        if !interface.loopback {
+            found.extend(addresses);
+        }
     }
-    Ok(choose(known, found))
+    let lost = known
+        .towards_coordinator
+        .filter(|address| !address.is_loopback() && !all.contains(address));
+    if lost.is_some() {
+        known.towards_coordinator = None;
+    }
+    Ok(Listed {
+        endpoints: choose(known, found),
+        lost_coordinator: lost.is_some(),
+    })
 }
 
 fn choose(known: Known<'_>, found: Vec<IpAddr>) -> Vec<Endpoint> {

@@ -172,6 +172,14 @@ pub fn read(path: &Path) -> Result<Vec<u8>, HostsError> {
     read_all(&open(path, false)?, path)
 }
 
+/// The same as [`read`], of a file that could be written as well.
+///
+/// # Errors
+/// [`HostsError`].
+pub fn look(path: &Path) -> Result<Vec<u8>, HostsError> {
+    read_all(&open(path, true)?, path)
+}
+
 /// One attempt; `None` if somebody else changed the file meanwhile.
 fn attempt(dir: &StateDir, path: &Path, owner: &Owner, lines: &str) -> Result<Option<Seal>, HostsError> {
     let file = open(path, true)?;

@@ -15,6 +15,7 @@ use crate::enroll::CLOCK_OFF;
 use crate::names;
 use crate::names::block::Owner;
 use crate::names::keeper::Wanted;
+use crate::netlink::monitor::Monitor;
 use crate::state::clock::{PERSIST_EVERY, wall_now};
 use crate::state::incarnation;
 use crate::status::{Question, problem};
@@ -26,6 +27,9 @@ const CHECK_EVERY: Duration = Duration::from_secs(3);
 
 /// How often this host's interfaces are looked at.
 const ANNOUNCE_EVERY: Duration = Duration::from_secs(30);
+
+/// How long after a change the machine is looked at: changes come in groups, and never is it looked at more often than this.
+const SETTLE: Duration = Duration::from_millis(300);
 
 /// How often the wall clock is watched, and a refused write repeated.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
@@ -72,6 +76,7 @@ impl Schedule {
 impl Agent {
     pub(super) async fn duties(&mut self) {
         let now = clock::now();
+        self.watch_kernel(now);
         if due(&mut self.duties.watch, now, WATCH_EVERY) {
             self.watch_clock(now).await;
             self.watch_lease(now);
@@ -190,13 +195,46 @@ impl Agent {
             })
         });
         match listed.await {
-            Ok(Ok(endpoints)) => {
-                let outputs = self.link.endpoints(endpoints);
+            Ok(Ok(listed)) => {
+                if listed.lost_coordinator {
+                    // The link's own address is gone: nothing comes by it any more.
+                    self.session.close("moved").await;
+                    self.link.disconnected(clock::now(), "this host's address changed");
+                }
+                if self
+                    .reachable_at
+                    .replace(listed.endpoints.clone())
+                    .is_some_and(|before| before != listed.endpoints)
+                {
+                    self.tell_peers();
+                }
+                let outputs = self.link.endpoints(listed.endpoints);
                 // What is sent here causes no further announcement: the box only tells the compiler that this ends.
                 Box::pin(self.carry_out(outputs)).await;
             }
             Ok(Err(error)) => tracing::warn!(%error, "cannot list this host's addresses"),
             Err(error) => tracing::warn!(%error, "cannot list this host's addresses"),
+        }
+    }
+
+    /// This host's addresses changed: whoever sends to the former ones learns the new one by a handshake, coordinator or not.
+    fn tell_peers(&self) {
+        let peers = self.engine.peers(clock::now());
+        let talking = peers.iter().filter(|peer| peer.session_age.is_some());
+        let asked = talking.filter(|peer| self.engine.want_handshake(peer.host)).count();
+        tracing::info!(peers = asked, "this host's addresses changed");
+    }
+
+    /// What the kernel tells of changes brings forward what would be looked at anyway.
+    fn watch_kernel(&mut self, now: Timestamp) {
+        let Some(changes) = self.monitor.as_mut().map(Monitor::look) else {
+            return;
+        };
+        if changes.addresses {
+            self.duties.announce = self.duties.announce.min(now + SETTLE);
+        }
+        if changes.rules {
+            self.duties.check = self.duties.check.min(now + SETTLE);
         }
     }
 

@@ -85,6 +85,22 @@ impl File {
         }
     }
 
+    /// Whether it holds a private key.
+    #[must_use]
+    pub const fn is_secret(self) -> bool {
+        match self {
+            Self::IdentityKey | Self::WgKey => true,
+            Self::Membership
+            | Self::Certificate
+            | Self::View
+            | Self::Floor
+            | Self::Lease
+            | Self::Incarnation
+            | Self::Endpoints
+            | Self::Hosts => false,
+        }
+    }
+
     /// Most bytes of its body: a view is at most 16 MiB of items, and a third more with what stands around them; 16,384 endpoints of
     /// less than 128 bytes; a hosts file of 8 MiB before and after a write, in base64; the others are small.
     const fn limit(self) -> usize {
@@ -223,6 +239,12 @@ impl StateDir {
             fs::set_permissions(&path, Permissions::from_mode(0o700)).map_err(io("close to others"))?;
         }
         Ok(Self { path })
+    }
+
+    /// The directory as it is, to look at: nothing is made or changed.
+    #[must_use]
+    pub const fn existing(path: PathBuf) -> Self {
+        Self { path }
     }
 
     /// Where it is.

@@ -1,5 +1,6 @@
 use std::collections::BTreeSet;
 
+use cloison_agent::netlink::monitor::{Changes, Monitor};
 use cloison_agent::netlink::{Netlink, addr, link, route};
 use cloison_agent::sys::tun::Tun;
 
@@ -133,4 +134,40 @@ fn the_underlay_s_mtu_is_the_smallest_of_its_routes() -> Outcome {
     ip(&ns, "link set eth0 down")?;
     assert_eq!(mtu()?, None);
     Ok(())
+}
+
+#[test]
+fn the_monitor_tells_of_addresses_and_of_a_foreign_flush() -> Outcome {
+    inside(&fresh()?, || {
+        let mut monitor = Monitor::open().ok_or("a monitor")?;
+        assert_eq!(monitor.look(), Changes::default());
+        let run = |line: &str| -> Outcome {
+            let mut words = line.split_whitespace();
+            let status = std::process::Command::new(words.next().unwrap_or_default()).args(words).status()?;
+            if status.success() {
+                Ok(())
+            } else {
+                Err(format!("`{line}` failed").into())
+            }
+        };
+        run("ip address add 192.0.2.1/32 dev lo")?;
+        assert_eq!(
+            monitor.look(),
+            Changes {
+                addresses: true,
+                rules: false
+            }
+        );
+        run("nft add table inet foreign")?;
+        run("nft flush ruleset")?;
+        assert_eq!(
+            monitor.look(),
+            Changes {
+                addresses: false,
+                rules: true
+            }
+        );
+        assert_eq!(monitor.look(), Changes::default());
+        Ok(())
+    })
 }

@@ -62,10 +62,11 @@ impl Instance {
 }
 
 impl Mesh {
-    /// A mesh of this name (that of the test) with these hosts beside the coordinator's.
+    /// A mesh of this name (that of the test) with these hosts beside the coordinator's; [`COORDINATOR`] among them puts an agent beside it.
     #[must_use]
     pub fn builder(name: &str, hosts: &[&str]) -> MeshBuilder {
-        let lab = hosts.iter().fold(Lab::builder(name).host(COORDINATOR), |lab, host| lab.host(host));
+        let others = hosts.iter().filter(|host| **host != COORDINATOR);
+        let lab = others.fold(Lab::builder(name).host(COORDINATOR), |lab, host| lab.host(host));
         let hosts = hosts.iter().map(|h| (*h).to_owned()).collect();
         MeshBuilder {
             lab,

@@ -1,0 +1,513 @@
+//! Findings out of facts. Every finding that asks for something says what to do, as far as possible as a command.
+
+use std::fmt::Write as _;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use cloison_proto::status::{Link, PingOutcome, Status};
+
+use super::path_mtu::Passes;
+use super::{Finding, Report};
+use crate::control::certificate::Window;
+
+/// A wall clock this far off is said; further, certificates would be judged wrongly.
+const CLOCK_NOTE: u64 = 5;
+const CLOCK_WARNING: u64 = 60;
+
+/// The least MTU of a TUN (RFC 8200 section 5).
+const MIN_MTU: u32 = 1280;
+
+/// What was looked at. A text in place of a result says why there is none.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    /// What the running agent says of itself; or why there is no answer.
+    pub agent: Result<Box<Status>, String>,
+    /// Whether the TUN driver can be opened.
+    pub tun: Result<(), String>,
+    /// The configured port, and whether it is free; looked at while the agent does not run.
+    pub port: (u16, Result<(), String>),
+    /// How the host's base table is.
+    pub table: Result<Table, String>,
+    /// What the base table is called.
+    pub table_name: String,
+    /// Mesh time as well as it is known, and the wall clock, in seconds since 1970.
+    pub clock: Option<(u64, u64)>,
+    /// The state directory and what in it is open to others, or another user's.
+    pub state_dir: (PathBuf, Result<Vec<Exposed>, String>),
+    /// Whether the host is enrolled; or why that cannot be read.
+    pub enrolled: Result<bool, String>,
+    /// What on disk cannot be used.
+    pub damaged: Vec<String>,
+    /// The host's certificate.
+    pub certificate: Result<Option<Window>, String>,
+    /// What is left of the lease and how long it was, in seconds; `None` without one.
+    pub lease: Option<(u64, u64)>,
+    /// Coordinators by address: whether they answered, and showed that they are of this mesh.
+    pub coordinators: Vec<(String, Result<(), String>)>,
+    /// Handshakes with peers, by name.
+    pub handshakes: Vec<(String, PingOutcome)>,
+    /// Sizes that pass to peers.
+    pub paths: Vec<PeerPath>,
+    /// Overlay addresses on interfaces of others, with the interface; and a route of others into the overlay.
+    pub foreign: Result<Foreign, String>,
+    /// Settings of the kernel.
+    pub kernel: Kernel,
+    /// The hosts file: whether it is read and written, and how many blocks of other hosts are in it. `None` if there are to be no names.
+    pub hosts: Option<(PathBuf, Result<usize, Unusable>)>,
+}
+
+/// How the base table is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Table {
+    /// As it was loaded.
+    Whole,
+    /// Somebody changed it.
+    Altered,
+    /// It is not there.
+    Missing,
+    /// There is no view yet that says what is in it.
+    NotYet,
+}
+
+/// A file or directory that others can read or write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exposed {
+    /// Which.
+    pub path: PathBuf,
+    /// Its mode.
+    pub mode: u32,
+    /// Its owner, if that is neither root nor this user.
+    pub owner: Option<u32>,
+}
+
+/// Why a file cannot be used, and what to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unusable {
+    /// Why.
+    pub why: String,
+    /// What to do.
+    pub fix: String,
+}
+
+/// What passes to one peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerPath {
+    /// The peer.
+    pub peer: String,
+    /// Its endpoint.
+    pub endpoint: SocketAddr,
+    /// What was found.
+    pub found: Result<Passes, String>,
+}
+
+/// What others do with the mesh's addresses.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Foreign {
+    /// Addresses, each with its interface.
+    pub addresses: Vec<(IpAddr, String)>,
+    /// A route.
+    pub route: Option<(IpAddr, u8)>,
+}
+
+/// Settings of the kernel that matter.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Kernel {
+    /// Whether it forwards IPv4 or IPv6.
+    pub forwards: bool,
+    /// Interfaces on which it drops what did not come by the route back (`rp_filter` 1).
+    pub strict: Vec<String>,
+    /// How many interfaces have a way out.
+    pub ways_out: usize,
+    /// Whether IPv6 is switched off.
+    pub no_ipv6: bool,
+}
+
+/// Makes findings of facts.
+#[must_use]
+pub fn findings(facts: &Facts) -> Report {
+    let mut found = vec![agent(facts), state_dir(facts), tun(facts)];
+    found.extend(damaged(facts));
+    found.extend(udp(facts));
+    found.push(table(facts));
+    found.extend(clock(facts));
+    found.extend(coordinators(facts));
+    found.push(certificate(facts));
+    found.push(lease(facts));
+    found.extend(facts.handshakes.iter().map(handshake));
+    found.extend(facts.paths.iter().map(path));
+    found.extend(foreign(facts));
+    found.extend(kernel(&facts.kernel));
+    found.extend(hosts(facts));
+    Report {
+        running: facts.agent.is_ok(),
+        findings: found,
+    }
+}
+
+fn agent(facts: &Facts) -> Finding {
+    const CHECK: &str = "agent";
+    match (&facts.agent, &facts.enrolled) {
+        (Ok(status), _) => Finding::ok(CHECK, format!("{} runs as {} in {}", status.software, status.name, status.mesh)),
+        (Err(why), Ok(true)) => Finding::problem(
+            CHECK,
+            format!("the agent does not run; what only it knows was not looked at ({why})"),
+            "`systemctl start cloison-agent`; if it ends again, `journalctl -u cloison-agent` says why",
+        ),
+        (Err(_), Ok(false)) => Finding::problem(
+            CHECK,
+            "this host is not enrolled",
+            "make a token with `cloison token create`, then run `cloison-agent join --token-file FILE` here",
+        ),
+        (Err(_), Err(why)) => Finding::problem(
+            CHECK,
+            format!("the agent does not run, and its membership cannot be read: {why}"),
+            "restore the state directory from a backup, or run `cloison-agent leave --force` and join again",
+        ),
+    }
+}
+
+fn state_dir(facts: &Facts) -> Finding {
+    const CHECK: &str = "state";
+    let (dir, found) = &facts.state_dir;
+    match found {
+        Err(why) => Finding::problem(
+            CHECK,
+            format!("cannot look at {}: {why}", dir.display()),
+            "look at the disk, and run the command as root",
+        ),
+        Ok(exposed) if exposed.is_empty() => Finding::ok(CHECK, format!("{} is closed to other users", dir.display())),
+        Ok(exposed) => {
+            let one = |e: &Exposed| {
+                let owner = e.owner.map_or_else(String::new, |owner| format!(", owner {owner}"));
+                format!("{} (mode {:04o}{owner})", e.path.display(), e.mode)
+            };
+            let list: Vec<_> = exposed.iter().map(one).collect();
+            Finding::problem(
+                CHECK,
+                format!("other users can get at the keys of this host: {}", list.join(", ")),
+                format!(
+                    "`chown -R root: {0} && chmod -R u=rwX,go= {0}`; if somebody may have read them, join again with a new token",
+                    dir.display()
+                ),
+            )
+        }
+    }
+}
+
+fn damaged(facts: &Facts) -> impl Iterator<Item = Finding> {
+    let warning = |what: &String| {
+        let fix = "nothing, while the coordinator can be reached: the agent fetches it again; otherwise restore the file from a backup";
+        Finding::warning("state", what, fix)
+    };
+    facts.damaged.iter().map(warning)
+}
+
+fn tun(facts: &Facts) -> Finding {
+    match &facts.tun {
+        Ok(()) => Finding::ok("tun", "/dev/net/tun can be opened"),
+        Err(why) => Finding::problem(
+            "tun",
+            format!("cannot open /dev/net/tun: {why}"),
+            "`modprobe tun`, or pass the device to the container that the agent runs in",
+        ),
+    }
+}
+
+fn udp(facts: &Facts) -> Vec<Finding> {
+    const CHECK: &str = "udp";
+    let Ok(status) = &facts.agent else {
+        let (port, free) = &facts.port;
+        return vec![match free {
+            Ok(()) => Finding::ok(CHECK, format!("port {port} is free for the agent")),
+            Err(why) => Finding::problem(
+                CHECK,
+                why,
+                format!("`ss -lunp 'sport = :{port}'` shows who has it: stop that, or set another `listen_port`"),
+            ),
+        }];
+    };
+    let port = status.listen_port;
+    let silent = facts
+        .handshakes
+        .iter()
+        .filter(|(_, outcome)| matches!(outcome, PingOutcome::Silent { .. }))
+        .count();
+    let mut found = vec![match (facts.handshakes.len(), silent) {
+        (0, _) => Finding::ok(CHECK, format!("the agent listens on port {port}; there is no peer to try it with")),
+        (all, silent) if all == silent => Finding::problem(
+            CHECK,
+            format!("the agent listens on port {port}, and none of its {all} peers answers"),
+            format!(
+                "let UDP port {port} through, in and out: look for it in this host's firewall (`nft list ruleset`, `iptables-save`), in the \
+                 provider's, and at the peers"
+            ),
+        ),
+        (all, silent) => Finding::ok(
+            CHECK,
+            format!("the agent listens on port {port}, and {} of {all} peers answer", all - silent),
+        ),
+    }];
+    if let Some(refused) = status.packets.kernel.get("udp_refused").filter(|count| **count > 0) {
+        found.push(Finding::note(
+            CHECK,
+            format!("the kernel refused to send {refused} datagrams since the start: no route at that moment, or a rule on the way out"),
+        ));
+    }
+    found
+}
+
+fn table(facts: &Facts) -> Finding {
+    const CHECK: &str = "nft";
+    let name = &facts.table_name;
+    let reload = if facts.agent.is_ok() {
+        "the agent loads it again within three seconds; "
+    } else {
+        "`cloison-agent prepare` (or the start of the agent) loads it again; "
+    };
+    let culprit = "find out who flushes the ruleset (`systemctl status nftables firewalld`, `flush ruleset` in /etc/nftables.conf), and have it \
+                   flush its own tables only";
+    match &facts.table {
+        Ok(Table::Whole) => Finding::ok(CHECK, format!("the table `inet {name}` is loaded and as it should be")),
+        Ok(Table::NotYet) => Finding::note(CHECK, format!("no view was here yet, so that there is no table `inet {name}`")),
+        Ok(Table::Missing) => Finding::problem(
+            CHECK,
+            format!("the table `inet {name}` is gone: nothing keeps the mesh's addresses from leaving in clear"),
+            format!("{reload}{culprit}"),
+        ),
+        Ok(Table::Altered) => Finding::problem(
+            CHECK,
+            format!("the table `inet {name}` was changed by somebody else"),
+            format!("`systemctl restart cloison-agent` loads it anew; see what was changed with `nft list table inet {name}`"),
+        ),
+        Err(why) => Finding::problem(
+            CHECK,
+            format!("cannot look at the table `inet {name}`: {why}"),
+            "install `nftables`, load the kernel's nf_tables (`modprobe nf_tables`), and run the command as root",
+        ),
+    }
+}
+
+fn clock(facts: &Facts) -> Option<Finding> {
+    const CHECK: &str = "clock";
+    let (mesh, wall) = facts.clock?;
+    let is_exact = facts.agent.as_ref().is_ok_and(|status| matches!(status.link, Link::Linked { .. }));
+    // Without a link, mesh time may lag behind: only a wall clock behind it is certainly wrong.
+    let off = if is_exact { mesh.abs_diff(wall) } else { mesh.saturating_sub(wall) };
+    let direction = if wall < mesh { "behind" } else { "ahead of" };
+    let text = format!("the wall clock is {} {direction} mesh time", crate::cmd::span(off));
+    Some(match off {
+        0..CLOCK_NOTE => Finding::ok(CHECK, "the wall clock agrees with mesh time"),
+        CLOCK_NOTE..CLOCK_WARNING => Finding::note(CHECK, text),
+        _ => Finding::warning(
+            CHECK,
+            format!("{text}: the mesh goes on, other programs may not"),
+            "`timedatectl set-ntp true`, or another source of time; check with `timedatectl`",
+        ),
+    })
+}
+
+fn coordinators(facts: &Facts) -> Vec<Finding> {
+    const CHECK: &str = "coordinator";
+    if facts.enrolled != Ok(true) {
+        return Vec::new();
+    }
+    let reached = facts.coordinators.iter().filter(|(_, outcome)| outcome.is_ok()).count();
+    let one = |(address, outcome): &(String, Result<(), String>)| match outcome {
+        Ok(()) => Finding::ok(CHECK, format!("{address} answers, and is a coordinator of this mesh")),
+        Err(why) => {
+            let fix = format!(
+                "is it running there (`systemctl status cloison-coordinator`), and does UDP and TCP to {address} reach it? A firewall that lets \
+                 only TCP through is enough to stop the link"
+            );
+            if reached > 0 {
+                Finding::warning(CHECK, why, fix)
+            } else {
+                Finding::problem(CHECK, why, fix)
+            }
+        }
+    };
+    if facts.coordinators.is_empty() {
+        let fix = "name one with `coordinators` in the agent's configuration";
+        return vec![Finding::problem(CHECK, "no coordinator's address is known", fix)];
+    }
+    facts.coordinators.iter().map(one).collect()
+}
+
+fn certificate(facts: &Facts) -> Finding {
+    const CHECK: &str = "certificate";
+    let renewal = "it is renewed by itself as soon as the coordinator is reached, up to 30 days after the last contact; then `cloison-agent \
+                   leave` and join again";
+    let now = facts.clock.map_or(0, |(mesh, _)| mesh);
+    match &facts.certificate {
+        Err(why) => Finding::warning(CHECK, why, renewal),
+        Ok(None) if facts.enrolled == Ok(true) => Finding::warning(CHECK, "there is no certificate on disk", renewal),
+        Ok(None) => Finding::note(CHECK, "there is none: the host is not enrolled"),
+        Ok(Some(window)) => {
+            let left = window.not_after.saturating_sub(now);
+            let life = window.not_after.saturating_sub(window.not_before).max(1);
+            let text = format!("{} left of {}", crate::cmd::span(left), crate::cmd::span(life));
+            match left {
+                0 => Finding::warning(
+                    CHECK,
+                    "it has ended; what passes does not depend on it, but no link does without",
+                    renewal,
+                ),
+                // It is renewed at half of its life: below a quarter, that fails.
+                left if left < life / 4 => Finding::warning(CHECK, format!("{text}, and it was not renewed at half of it"), renewal),
+                _ => Finding::ok(CHECK, text),
+            }
+        }
+    }
+}
+
+fn lease(facts: &Facts) -> Finding {
+    const CHECK: &str = "lease";
+    let fix = "reach the coordinator (see above): it is renewed within a second of the link";
+    match facts.lease {
+        None if facts.enrolled == Ok(true) => Finding::problem(CHECK, "there is none: nothing is allowed", fix),
+        None => Finding::note(CHECK, "there is none: the host is not enrolled"),
+        Some((0, _)) => Finding::problem(CHECK, "it has ended: nothing is allowed", fix),
+        Some((left, whole)) => {
+            let text = format!("{} left of {}", crate::cmd::span(left), crate::cmd::span(whole));
+            if left < whole / 2 {
+                Finding::warning(CHECK, format!("{text}: the coordinator did not renew it for long"), fix)
+            } else {
+                Finding::ok(CHECK, text)
+            }
+        }
+    }
+}
+
+fn handshake((peer, outcome): &(String, PingOutcome)) -> Finding {
+    const CHECK: &str = "peer";
+    match outcome {
+        PingOutcome::Answered { round_trip_micros } => Finding::ok(
+            CHECK,
+            format!(
+                "{peer} answers in {}.{:02} ms",
+                round_trip_micros / 1000,
+                round_trip_micros % 1000 / 10
+            ),
+        ),
+        PingOutcome::Local => Finding::ok(CHECK, format!("{peer} is this host")),
+        PingOutcome::Silent { why } => Finding::warning(
+            CHECK,
+            format!("{peer} does not answer a handshake: {why}"),
+            format!("does the agent run on {peer}, and does UDP pass between the two? `cloison-agent doctor` there sees the other side"),
+        ),
+    }
+}
+
+fn path(path: &PeerPath) -> Finding {
+    const CHECK: &str = "mtu";
+    let PeerPath { peer, endpoint, found } = path;
+    let to = format!("to {peer} ({})", endpoint.ip());
+    match found {
+        Err(why) => Finding::note(CHECK, format!("sizes {to} could not be tried: {why}")),
+        Ok(Passes::Unanswered) => Finding::note(CHECK, format!("{to}, echoes are not answered, so that sizes cannot be tried")),
+        Ok(Passes::All(size)) => Finding::ok(CHECK, format!("packets of {size} bytes pass {to}")),
+        Ok(Passes::UpTo { largest, wanted }) => {
+            // Headers of IP and UDP, and what WireGuard adds (WireGuard paper section 5.4.6).
+            let overhead = if endpoint.is_ipv4() { 60 } else { 80 };
+            let inner = largest.saturating_sub(overhead);
+            let fix = if inner >= MIN_MTU {
+                format!("set `mtu = {inner}` in the agent's configuration here and on {peer}, and restart both agents; or mend the path")
+            } else {
+                format!(
+                    "the mesh needs {} bytes there: mend the path, or have the kernel send fragments by an interface MTU of {largest} (`ip link \
+                     set dev INTERFACE mtu {largest}`) on both hosts",
+                    MIN_MTU + overhead
+                )
+            };
+            Finding::problem(
+                CHECK,
+                format!("packets of more than {largest} bytes get lost {to}, and up to {wanted} are sent"),
+                fix,
+            )
+        }
+    }
+}
+
+fn foreign(facts: &Facts) -> Vec<Finding> {
+    const CHECK: &str = "addresses";
+    let foreign = match &facts.foreign {
+        Ok(foreign) => foreign,
+        Err(why) => return vec![Finding::note(CHECK, format!("could not be looked at: {why}"))],
+    };
+    let mut found = Vec::new();
+    for (address, interface) in &foreign.addresses {
+        found.push(Finding::problem(
+            CHECK,
+            format!("{address}, an address of the mesh, is also on {interface}"),
+            format!("`ip address delete {address} dev {interface}`, and take it out of what configures that interface"),
+        ));
+    }
+    if let Some((address, length)) = foreign.route {
+        found.push(Finding::problem(
+            CHECK,
+            format!("there is a route to {address}/{length}, which is in the mesh's address range; what follows it is dropped"),
+            format!("`ip route delete {address}/{length}`, or give the mesh another range"),
+        ));
+    }
+    if found.is_empty() {
+        found.push(Finding::ok(CHECK, "nobody else on this host uses the mesh's addresses"));
+    }
+    found
+}
+
+fn kernel(kernel: &Kernel) -> Vec<Finding> {
+    const CHECK: &str = "kernel";
+    let mut found = Vec::new();
+    if !kernel.strict.is_empty() && kernel.ways_out > 1 {
+        let mut fix = String::new();
+        for interface in &kernel.strict {
+            // Writing to a string cannot fail.
+            let _ = write!(fix, "`sysctl net.ipv4.conf.{interface}.rp_filter=2`; ");
+        }
+        found.push(Finding::warning(
+            CHECK,
+            format!(
+                "{} ways lead out of this host, and on {} the kernel drops what comes by another one than the answer would take",
+                kernel.ways_out,
+                kernel.strict.join(", ")
+            ),
+            format!("{fix}and the same in /etc/sysctl.d"),
+        ));
+    }
+    if kernel.forwards {
+        let text = "this host forwards packets; the base table drops those from or to the mesh, so that it is no way into it";
+        found.push(Finding::note(CHECK, text));
+    }
+    if kernel.no_ipv6 {
+        found.push(Finding::note(
+            CHECK,
+            "the kernel has no IPv6: components here have their IPv4 addresses only",
+        ));
+    }
+    if found.is_empty() {
+        found.push(Finding::ok(CHECK, "no setting is in the way"));
+    }
+    found
+}
+
+fn hosts(facts: &Facts) -> Vec<Finding> {
+    const CHECK: &str = "names";
+    let Some((path, found)) = &facts.hosts else {
+        return vec![Finding::note(CHECK, "components have no names here: `hosts_file` is off")];
+    };
+    match found {
+        Err(Unusable { why, fix }) => vec![Finding::warning(CHECK, why, fix)],
+        Ok(0) => vec![Finding::ok(CHECK, format!("{} can be read and written", path.display()))],
+        Ok(others) => vec![Finding::note(CHECK, others_text(path, *others))],
+    }
+}
+
+fn others_text(path: &Path, others: usize) -> String {
+    format!(
+        "{} has blocks of {others} other hosts: right, if as many agents more run on this machine; otherwise remove them",
+        path.display()
+    )
+}
+
+#[cfg(test)]
+mod tests;
