@@ -11,7 +11,7 @@ use cloison_proto::net::OverlayRange;
 use cloison_proto::status::{Answer, Names, PingOutcome, Request, Status};
 use cloison_proto::trust::{Role, SpiffeId};
 
-use super::judge::{Exposed, Facts, Foreign, Kernel, PeerPath, Table, Unusable};
+use super::facts::{Exposed, Facts, Foreign, Kernel, PeerPath, Table, Unusable};
 use super::path_mtu;
 use crate::attach::base_table::BaseTable;
 use crate::attach::host::DEFAULT_MTU;

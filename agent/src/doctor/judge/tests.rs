@@ -1,10 +1,14 @@
 //! Each finding: what it says, how bad it is, and that it says what to do.
 
 use super::*;
+use crate::control::certificate::Window;
 use crate::doctor::Level;
+use crate::doctor::facts::Foreign;
 use cloison_proto::id::{HostId, MeshId};
-use cloison_proto::status::{Lease, Names, Packets};
+use cloison_proto::status::{Lease, Names, Packets, Status};
 use cloison_proto::version::{MeshTime, Version};
+use std::net::IpAddr;
+use std::path::PathBuf;
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
