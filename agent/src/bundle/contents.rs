@@ -160,14 +160,14 @@ fn settings(config: &Config) -> String {
         coordinators,
         endpoints,
         hosts_file,
+        key_lifetime,
         log,
         log_format,
-        ..
     } = config;
     format!(
         "state_dir = {state_dir:?}\nsocket = {socket:?}\ninterface = {interface}\nlisten_port = {listen_port}\ntable = {table}\nmtu = {mtu:?}\n\
          workers = {workers}\naccepted = {accepted:?}\ncoordinators = {coordinators:?}\nendpoints = {endpoints:?}\nhosts_file = {hosts_file:?}\n\
-         log = {log:?}\nlog_format = {log_format:?}\n"
+         key_lifetime = {key_lifetime:?}\nlog = {log:?}\nlog_format = {log_format:?}\n"
     )
 }
 

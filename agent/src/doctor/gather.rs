@@ -130,15 +130,12 @@ fn clock(running: Option<&Status>, known: &Known) -> Option<(u64, u64)> {
 }
 
 fn lease(running: Option<&Status>, cached: Option<&Cached>) -> Option<(u64, u64)> {
-    let kept = cached.and_then(|cached| cached.lease.as_ref());
-    let whole = kept.map(|(held, _)| held.lease.valid_for_secs);
     match running {
-        Some(status) => {
-            status.version?;
-            let left = status.lease.left_secs;
-            Some((left, whole.unwrap_or(left)))
+        Some(status) => status.version.map(|_| (status.lease.left_secs, status.lease.valid_for_secs)),
+        None => {
+            let (held, left) = cached?.lease.as_ref()?;
+            Some((left.as_secs(), held.lease.valid_for_secs))
         }
-        None => kept.map(|(held, left)| (left.as_secs(), held.lease.valid_for_secs)),
     }
 }
 

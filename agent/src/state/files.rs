@@ -89,8 +89,9 @@ impl File {
     #[must_use]
     pub const fn is_secret(self) -> bool {
         match self {
-            Self::IdentityKey | Self::WgKey => true,
-            Self::Membership
+            Self::IdentityKey | Self::WgKey | Self::NextWgKey => true,
+            Self::KeySince
+            | Self::Membership
             | Self::Certificate
             | Self::View
             | Self::Floor

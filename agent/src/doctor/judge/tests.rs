@@ -5,7 +5,8 @@ use crate::control::certificate::Window;
 use crate::doctor::Level;
 use crate::doctor::facts::Foreign;
 use cloison_proto::id::{HostId, MeshId};
-use cloison_proto::status::{Lease, Names, Packets, Status};
+use cloison_proto::key::WgPrivateKey;
+use cloison_proto::status::{KeyStage, KeyStatus, Lease, Names, Packets, Status};
 use cloison_proto::version::{MeshTime, Version};
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -31,11 +32,19 @@ fn running() -> Result<Status, Box<dyn std::error::Error>> {
         state_hash: None,
         lease: Lease {
             left_secs: 80_000,
+            valid_for_secs: 86_400,
             mesh_time: MeshTime(NOW),
         },
         link: Link::Linked {
             address: "192.0.2.1:7443".into(),
             for_secs: 5,
+        },
+        wg_key: KeyStatus {
+            current: WgPrivateKey::from_bytes([7; 32]).public(),
+            next: None,
+            stage: KeyStage::Settled,
+            changes_in_secs: None,
+            refused: None,
         },
         instances: Vec::new(),
         peers: Vec::new(),
