@@ -389,6 +389,14 @@ impl Agent {
         }
     }
 
+    /// Keeps a peer that was heard for the first time at once: after a power cut with the coordinator away, the disk is all that is known.
+    fn persist_new_endpoints(&mut self) {
+        let peers = self.engine.peers(clock::now());
+        if peers.iter().any(|p| p.endpoint.is_some() && !self.heard.contains_key(&p.host)) {
+            self.persist_endpoints();
+        }
+    }
+
     fn take_hints(&self, hints: Vec<cloison_proto::control::coordinator::PeerHint>) {
         for hint in hints {
             let known = Hint {

@@ -92,6 +92,7 @@ impl Agent {
                 self.carry_out(outputs).await;
             }
             self.name();
+            self.persist_new_endpoints();
         }
         if due(&mut self.duties.announce, now, ANNOUNCE_EVERY) {
             self.announce().await;
