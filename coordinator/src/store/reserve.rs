@@ -17,7 +17,7 @@ use super::Store;
 const RESERVE_BYTES: u64 = 16 * 1024 * 1024;
 
 /// How much must be free before the room is held back again, so that holding it does not fill the disk anew.
-const FREE_BYTES: u64 = 4 * RESERVE_BYTES;
+const FREE_BYTES: u64 = 2 * RESERVE_BYTES;
 
 /// The file that holds it.
 #[derive(Debug)]

@@ -113,6 +113,36 @@ impl Coordinator {
         self.process.take().map_or(Ok(()), |mut p| p.kill())
     }
 
+    /// Runs a command of `cloison-coordinator` on this coordinator's data, on its host.
+    ///
+    /// # Errors
+    /// If it cannot be started. A failing command is no error here.
+    pub fn command(&self, arguments: &[&str]) -> Result<Finished> {
+        let mut command = self.net.command(&programs::find("cloison-coordinator")?.display().to_string());
+        let (name, rest) = arguments.split_first().context("no command for the coordinator")?;
+        command.arg(name).arg("--data").arg(self.data()).args(rest);
+        process::run(command, START_LIMIT)
+    }
+
+    /// Writes the owner credential that a command printed into the command line's configuration.
+    ///
+    /// # Errors
+    /// If it printed none.
+    pub fn take_credential(&self, printed: &Finished) -> Result<()> {
+        let line = printed.stdout.lines().find_map(|line| line.trim().strip_prefix("owner credential"));
+        let new = line.context("no credential was printed")?.trim();
+        let text = std::fs::read_to_string(self.cli_config())?;
+        let lines = text.lines().map(|line| {
+            let ours = line.starts_with("credential");
+            if ours {
+                format!("credential = {new:?}\n")
+            } else {
+                format!("{line}\n")
+            }
+        });
+        Ok(std::fs::write(self.cli_config(), lines.collect::<String>())?)
+    }
+
     /// Runs `cloison` with these arguments, with the configuration that `init` wrote, on the coordinator's host.
     ///
     /// # Errors

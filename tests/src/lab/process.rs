@@ -256,7 +256,7 @@ type Order = (Command, SyncSender<io::Result<Child>>);
 
 /// Starts a process from one thread that lives as long as this program: the parent-death signal is sent when the *thread* ends that
 /// started a process, and threads of tests come and go.
-fn spawn(command: Command) -> Result<Child> {
+pub(super) fn spawn(command: Command) -> Result<Child> {
     static SPAWNER: OnceLock<Sender<Order>> = OnceLock::new();
     let spawner = SPAWNER.get_or_init(|| {
         let (sender, orders) = channel::<Order>();
