@@ -269,7 +269,9 @@ async fn killed_in_a_migration_it_is_migrated_at_the_next_start() -> Result<()> 
     // Each migration in turn, and then none.
     let mut deaths = 0;
     loop {
-        let mut running = solo.start(|command| drop(command.env(VARIABLE, format!("{}:1", Point::Migrating))))?;
+        let mut running = solo.start(|command| {
+            command.env(VARIABLE, format!("{}:1", Point::Migrating));
+        })?;
         if running.ready(READY)?.is_some() {
             running.kill()?;
             break;

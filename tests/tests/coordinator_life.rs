@@ -47,7 +47,9 @@ fn hear(running: &Running, word: &str) -> Result<String> {
 fn systemd_hears_when_it_serves_that_it_is_alive_and_that_it_stops() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let solo = Solo::init(folder.path(), &[])?;
-    let mut running = solo.start(|command| drop(command.env("WATCHDOG_USEC", "2000000")))?;
+    let mut running = solo.start(|command| {
+        command.env("WATCHDOG_USEC", "2000000");
+    })?;
     ensure!(hear(&running, "READY=1")?.contains("STATUS=mesh_"));
     hear(&running, "WATCHDOG=1")?;
     hear(&running, "WATCHDOG=1")?;
@@ -273,13 +275,9 @@ async fn on_a_full_disk_reads_leases_and_a_thousand_revocations_go_on() -> Resul
     let api = solo.api()?;
     let (_, token) = api.post("tokens", &json!({ "host": "real" })).await?;
     let state = folder.path().join("real");
-    let joined = enroll::join(
-        &StateDir::open(state.clone())?,
-        token["token"].as_str().context("no token")?,
-        &[solo.address().to_string()],
-        wall_now(),
-    );
-    let real = joined.await?.host.to_string();
+    let (dir, addresses) = (StateDir::open(state.clone())?, [solo.address().to_string()]);
+    let token = token["token"].as_str().context("no token")?;
+    let real = enroll::join(&dir, token, &addresses, wall_now()).await?.host.to_string();
     let (stop, done) = tokio::sync::oneshot::channel();
     let fill = solo.data().join("fill");
     inside(

@@ -26,13 +26,8 @@ const CONVERGE: Duration = Duration::from_secs(40);
 /// The version of the view that an agent has in force.
 fn version(mesh: &Mesh, host: &str) -> Result<Version> {
     let status = mesh.agent(host)?.status()?;
-    let found = status.pointer("/view/version").or_else(|| status.pointer("/version"));
-    let text = found.and_then(|v| v.as_str()).with_context(|| format!("no version in {status}"))?;
-    let (generation, revision) = text.split_once('.').context("no version")?;
-    Ok(Version {
-        generation: generation.parse()?,
-        revision: revision.parse()?,
-    })
+    let found = status.get("version").context("no version")?;
+    serde_json::from_value(found.clone()).with_context(|| format!("no version in {status}"))
 }
 
 /// Waits until `recover` knows of all that these words stand for, and gives what it says.

@@ -164,11 +164,11 @@ async fn check_tokens(ledger: &Ledger, store: &Store, audit: &Audit<'_>) -> Resu
     let tokens = store.list_tokens().await?;
     let rows = tokens.iter().map(|token| token.id.to_string()).collect();
     all_in("token", &ledger.tokens, &rows)?;
-    same("tokens", &rows, &audit.objects("token.create", "tok_")?)?;
+    same("tokens", &rows, &audit.objects("token.create", "token_")?)?;
     let revoked = tokens.iter().filter(|token| token.revoked_at.is_some());
     let revoked = revoked.map(|token| token.id.to_string()).collect();
     all_in("the revocation of", &ledger.tokens_revoked, &revoked)?;
-    same("revoked tokens", &revoked, &audit.objects("token.revoke", "tok_")?)?;
+    same("revoked tokens", &revoked, &audit.objects("token.revoke", "token_")?)?;
     for token in &tokens {
         let used = 1 - usize::try_from(token.uses_left)?;
         ensure!(
