@@ -103,6 +103,7 @@ impl Loop {
             }
             End::Checkpoint(_) => {
                 tokio::time::sleep(Duration::from_millis(300)).await;
+                self.callers.stopping();
                 running.terminate()?;
                 running.end(READY)?.signal() == KILLED
             }

@@ -129,6 +129,23 @@ fn each_crate_links_only_what_is_its_business() -> Result<()> {
 }
 
 #[test]
+fn no_shipped_program_has_the_features_that_tests_need() -> Result<()> {
+    // As `make build` of a release names them, and nothing else.
+    let shipped = ["-p", "cloison-agent", "-p", "cloison-coordinator", "-p", "cloison-cli"];
+    let features = |of: &[&str], edges| cargo(&[&["tree", "--prefix", "none", "-f", "{p} [{f}]", "-e", edges], of].concat());
+    let (ours, tests) = (
+        features(&shipped, "normal,build")?,
+        features(&["-p", "cloison-tests"], "normal,build,dev")?,
+    );
+    for feature in ["failpoints", "fuzz", "testing"] {
+        let has = |tree: &str| tree.lines().any(|line| line.starts_with("cloison-") && line.contains(feature));
+        ensure!(!has(&ours), "a shipped program has the feature {feature}");
+        ensure!(has(&tests), "no test has the feature {feature}: take it off this list");
+    }
+    Ok(())
+}
+
+#[test]
 fn what_is_an_implementation_detail_is_named_in_one_place() -> Result<()> {
     let root = root()?;
     let sources = sources(&root)?;

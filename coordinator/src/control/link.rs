@@ -88,7 +88,7 @@ pub struct Link {
     base: Option<(StateHash, Arc<Items>)>,
     sent: Option<Sent>,
     /// A view that the agent will not have: it is not sent again on this link, nor a lease for it.
-    refused: Option<StateHash>,
+    refused: Option<(Version, StateHash)>,
     leased_at: Option<MeshTime>,
     hinted: BTreeMap<HostId, PeerHint>,
     offer: Option<Arc<Offer>>,
@@ -175,7 +175,7 @@ impl Link {
             return;
         };
         if !sent.by_delta {
-            self.refused = Some(sent.state_hash);
+            self.refused = Some((sent.version, sent.state_hash));
         }
         self.base = None;
         self.sent = None;
@@ -228,7 +228,7 @@ impl Link {
 
     fn send_offer(&mut self, offer: &Offer) {
         let header = &offer.header;
-        if self.refused == Some(header.state_hash) {
+        if self.refused == Some((header.version, header.state_hash)) {
             return;
         }
         let is_sent = |sent: &Sent| (sent.version, sent.state_hash) == (header.version, header.state_hash);

@@ -1,6 +1,7 @@
 //! Whoever calls the coordinator while it dies: policies, tokens, joins, labels and revocations, at once and without end.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result, ensure};
@@ -15,7 +16,7 @@ use tokio::task::JoinSet;
 use crate::ledger::{Ledger, Pending};
 
 /// Hosts that are not revoked, about.
-const LIVING: usize = 12;
+const LIVING: usize = 2;
 
 /// What all callers share.
 #[derive(Clone)]
@@ -24,6 +25,8 @@ pub(crate) struct Callers {
     coordinator: String,
     machines: PathBuf,
     ledger: Arc<Mutex<Ledger>>,
+    /// The coordinator was asked to end: from now on an error is what no answer is, but for an error before.
+    stopping: Arc<AtomicBool>,
 }
 
 impl Callers {
@@ -34,6 +37,7 @@ impl Callers {
             coordinator: solo.address().to_string(),
             machines: machines.to_owned(),
             ledger: Arc::default(),
+            stopping: Arc::default(),
         })
     }
 
@@ -41,8 +45,21 @@ impl Callers {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The coordinator is asked to end.
+    pub(crate) fn stopping(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+    }
+
+    /// An answer, unless there was none.
+    fn answered(&self, answer: Result<(u16, Value)>) -> Option<(u16, Value)> {
+        answer
+            .ok()
+            .filter(|(status, _)| *status < 500 || !self.stopping.load(Ordering::SeqCst))
+    }
+
     /// Connections of a coordinator that is gone.
     pub(crate) fn anew(&mut self, solo: &Solo) -> Result<()> {
+        self.stopping.store(false, Ordering::SeqCst);
         self.api = solo.api()?;
         Ok(())
     }
@@ -61,7 +78,7 @@ impl Callers {
         loop {
             let number = self.ledger().number();
             let text = policy(number);
-            let Ok((status, answer)) = self.api.put_policy(&text).await else {
+            let Some((status, answer)) = self.answered(self.api.put_policy(&text).await) else {
                 return Ok(());
             };
             ensure!(status == 200, "a policy was refused: {status} {answer}");
@@ -80,7 +97,7 @@ impl Callers {
         loop {
             let number = self.ledger().number();
             let request = json!({ "host": format!("h-{number}"), "labels": { "role": if number % 2 == 0 { "app" } else { "db" } } });
-            let Ok((status, answer)) = self.api.post("tokens", &request).await else {
+            let Some((status, answer)) = self.answered(self.api.post("tokens", &request).await) else {
                 return Ok(());
             };
             ensure!(status == 200 || status == 201, "a token was refused: {status} {answer}");
@@ -88,7 +105,7 @@ impl Callers {
             let (id, token) = (text("id")?, text("token")?);
             self.ledger().tokens.insert(id.clone());
             if number % 3 == 0 {
-                let Ok((status, answer)) = self.api.delete(&format!("tokens/{id}")).await else {
+                let Some((status, answer)) = self.answered(self.api.delete(&format!("tokens/{id}")).await) else {
                     return Ok(());
                 };
                 ensure!(status < 300, "a token was not revoked: {status} {answer}");
@@ -144,7 +161,7 @@ impl Callers {
                 continue;
             };
             if living.len() > LIVING {
-                let Ok((status, answer)) = self.api.post(&format!("hosts/{host}/revoke"), &Value::Null).await else {
+                let Some((status, answer)) = self.answered(self.api.post(&format!("hosts/{host}/revoke"), &Value::Null).await) else {
                     return Ok(());
                 };
                 // An earlier try may have come through without an answer.
@@ -153,7 +170,7 @@ impl Callers {
                 continue;
             }
             let change = json!({ "set": { "n": number.to_string() }, "remove": [] });
-            let Ok((status, answer)) = self.api.post(&format!("hosts/{host}/labels"), &change).await else {
+            let Some((status, answer)) = self.answered(self.api.post(&format!("hosts/{host}/labels"), &change).await) else {
                 return Ok(());
             };
             match status {
