@@ -96,7 +96,8 @@ impl Callers {
         }
         loop {
             let number = self.ledger().number();
-            let request = json!({ "host": format!("h-{number}"), "labels": { "role": if number % 2 == 0 { "app" } else { "db" } } });
+            let request =
+                json!({ "host": format!("h-{number}"), "labels": { "role": if number.is_multiple_of(2) { "app" } else { "db" } } });
             let Some((status, answer)) = self.answered(self.api.post("tokens", &request).await) else {
                 return Ok(());
             };
@@ -104,7 +105,7 @@ impl Callers {
             let text = |field: &str| answer[field].as_str().map(str::to_owned).context("no token");
             let (id, token) = (text("id")?, text("token")?);
             self.ledger().tokens.insert(id.clone());
-            if number % 3 == 0 {
+            if number.is_multiple_of(3) {
                 let Some((status, answer)) = self.answered(self.api.delete(&format!("tokens/{id}")).await) else {
                     return Ok(());
                 };
@@ -120,7 +121,7 @@ impl Callers {
             if !self.join(&join).await? {
                 return Ok(());
             }
-            if number % 4 == 0 {
+            if number.is_multiple_of(4) {
                 self.steal(&join.token, number).await?;
             }
         }
