@@ -18,6 +18,7 @@
 //! Needs root, and says so instead of skipping. It does not build the programs: see [`programs`].
 
 pub mod agent;
+pub mod by_hand;
 pub mod capture;
 pub mod cleanup;
 pub mod clock;
