@@ -48,8 +48,8 @@ wanted() {
 
 # The suites that wait longest first.
 long='/(interop|e2e_[a-z_]*|sim_[a-z_]*)-[0-9a-f]*$'
-{ grep -E '/(interop|e2e_enroll|e2e_revoke)-' "$logs/suites" || true
-  grep -E "$long" "$logs/suites" | grep -vE '/(interop|e2e_enroll|e2e_revoke)-' || true
+{ grep -E '/(e2e_systemd|interop|e2e_enroll|e2e_revoke)-' "$logs/suites" || true
+  grep -E "$long" "$logs/suites" | grep -vE '/(e2e_systemd|interop|e2e_enroll|e2e_revoke)-' || true
   grep -vE "$long" "$logs/suites" || true; } >"$logs/ordered"
 while read -r folder executable; do
   if wanted "$executable" "$@"; then printf '%s\0%s\0%s\0%s\0' "$folder" "$executable" "$logs" "$limit"; fi
