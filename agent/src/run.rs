@@ -4,15 +4,14 @@
 //! -> link. A view that comes: data plane -> disk -> ack. SIGTERM or SIGINT: the link says goodbye, what must survive is written, and the
 //! data plane goes; the TUN with its addresses and routes, the base table and the unreachable routes stay.
 
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use cloison_agent_core::engine::EngineConfig;
 use cloison_agent_core::install::{Hint, LeaseTerm};
 use cloison_agent_core::wg::boringtun::BoringKey;
-use cloison_proto::control::agent::Endpoint;
 use cloison_proto::filter::Table;
 use cloison_proto::id::HostId;
 use cloison_proto::key::SigningKey;
@@ -212,8 +211,8 @@ struct Agent {
     names: Keeper,
     /// Tells of changes to addresses and nftables; without it, they are found when they are looked for.
     monitor: Option<Monitor>,
-    /// Where peers may reach this host, as it was listed last.
-    reachable_at: Option<Vec<Endpoint>>,
+    /// This host's addresses on the underlay, as they were listed last.
+    reachable_at: Option<BTreeSet<IpAddr>>,
 }
 
 impl Agent {

@@ -1,6 +1,7 @@
 //! Where peers may reach this host, by its own knowledge: the addresses of its interfaces with the WireGuard port, and what the operator
 //! configured. They are hints: a peer believes none of them before it made a handshake there.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use cloison_proto::control::agent::{Endpoint, MAX_ENDPOINTS};
@@ -26,6 +27,8 @@ pub struct Known<'a> {
 pub struct Listed {
     /// The candidates, the likeliest first.
     pub endpoints: Vec<Endpoint>,
+    /// The addresses of this host's interfaces that peers may use; unlike the candidates, they do not change with the link.
+    pub addresses: BTreeSet<IpAddr>,
     /// Whether the address by which the coordinator was reached is no longer this host's.
     pub lost_coordinator: bool,
 }
@@ -50,15 +53,17 @@ pub fn list(mut known: Known<'_>) -> Result<Listed, NetlinkError> {
     if lost.is_some() {
         known.towards_coordinator = None;
     }
+    let addresses = found.iter().copied().filter(|a| is_outside(*a, known.overlay)).collect();
     Ok(Listed {
         endpoints: choose(known, found),
+        addresses,
         lost_coordinator: lost.is_some(),
     })
 }
 
 fn choose(known: Known<'_>, found: Vec<IpAddr>) -> Vec<Endpoint> {
     let mut chosen: Vec<SocketAddr> = known.configured.to_vec();
-    let outside = |a: &IpAddr| is_unicast_overlay(*a) && known.overlay.is_none_or(|range| !range.contains(*a));
+    let outside = |a: &IpAddr| is_outside(*a, known.overlay);
     // IPv4 before IPv6: where both are there, NATs and firewalls are likelier to know the former.
     let (v4, v6): (Vec<_>, Vec<_>) = found.into_iter().partition(IpAddr::is_ipv4);
     let all = known.towards_coordinator.into_iter().chain(v4).chain(v6);
@@ -70,6 +75,11 @@ fn choose(known: Known<'_>, found: Vec<IpAddr>) -> Vec<Endpoint> {
     }
     chosen.truncate(MAX_ENDPOINTS);
     chosen.into_iter().map(Endpoint).collect()
+}
+
+/// Whether an address can be an endpoint: neither the mesh's own nor one that means something on this host or link alone.
+fn is_outside(address: IpAddr, overlay: Option<OverlayRange>) -> bool {
+    is_unicast_overlay(address) && overlay.is_none_or(|range| !range.contains(address))
 }
 
 #[cfg(test)]

@@ -202,11 +202,8 @@ impl Agent {
                     self.session.close("moved").await;
                     self.link.disconnected(clock::now(), "this host's address changed");
                 }
-                if self
-                    .reachable_at
-                    .replace(listed.endpoints.clone())
-                    .is_some_and(|before| before != listed.endpoints)
-                {
+                let before = self.reachable_at.replace(listed.addresses.clone());
+                if before.is_some_and(|before| before != listed.addresses) {
                     self.tell_peers();
                 }
                 let outputs = self.link.endpoints(listed.endpoints);
