@@ -6,6 +6,7 @@ use cloison_proto::control::join::{JoinMessage, JoinRequest, Joined, RenewReques
 use cloison_proto::id::{HostId, MeshId};
 use cloison_proto::key::{SigningKey, VerifyingKey};
 use cloison_proto::label::{ComponentName, HostName};
+use cloison_proto::signed::Signed;
 use cloison_proto::token::{EnrollmentToken, TokenError};
 use cloison_proto::trust::{Role, SpiffeId, Trust, TrustError, root_pin};
 use cloison_proto::version::MeshTime;
@@ -193,7 +194,20 @@ pub async fn join(dir: &StateDir, text: &str, coordinators: &[String], wall: Wal
 pub const CLOCK_OFF: &str =
     "this host's clock and the coordinator's certificate disagree: check the time here (`timedatectl`); nothing stops because of it";
 
-/// Asks for a new certificate (DER) by the identity key, for a host whose certificate ran out, and stores what comes.
+/// What a renewal by the identity key brought.
+#[derive(Debug, Clone)]
+pub struct Renewed {
+    /// DER of the certificate.
+    pub certificate: Vec<u8>,
+    /// When it holds.
+    pub window: Window,
+    /// Whom the coordinator says to trust: it counts as far as [`Trust::may_replace`] lets it.
+    pub trust: Vec<Signed>,
+}
+
+/// Asks for a new certificate by the identity key, for a host whose certificate ran out or whose trust is outdated, and stores what comes. A
+/// coordinator whose issuer is not trusted here must show a chain to the root that this host pins: the host may have been away while the
+/// issuer changed.
 ///
 /// # Errors
 /// [`EnrollError`]; [`EnrollError::Denied`] for a host that is revoked or was away for too long.
@@ -203,9 +217,15 @@ pub async fn renew(
     address: &str,
     attempt: Attempt,
     identity: &SigningKey,
-) -> Result<(Vec<u8>, Window), EnrollError> {
+) -> Result<Renewed, EnrollError> {
     let wall = attempt.wall;
-    let mut frames = connection::join(address, attempt).await?;
+    let mut frames = match connection::join(address, attempt.clone()).await {
+        Err(ConnectionError::Untrusted { .. }) => {
+            let anchors = Anchors::Pin(root_pin(&us.root));
+            connection::join(address, Attempt { anchors, ..attempt }).await?
+        }
+        reached => reached?,
+    };
     let answer = ask(&mut frames, |_, exporter| {
         let request = RenewRequest {
             host: us.host,
@@ -222,7 +242,11 @@ pub async fn renew(
     }
     let (_, window) = accept(&joined, us.mesh, us.root, identity, wall)?;
     store_certificate(dir, &joined.certificate)?;
-    Ok((joined.certificate, window))
+    Ok(Renewed {
+        certificate: joined.certificate,
+        window,
+        trust: joined.trust,
+    })
 }
 
 fn already(us: Membership, other: MeshId) -> EnrollError {

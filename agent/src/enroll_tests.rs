@@ -233,7 +233,7 @@ async fn an_enrolled_host_renews_its_certificate_by_its_identity_key() -> Outcom
         wall: now()?,
         past: us.known_time,
     };
-    let (_, window) = renew(&dir, &us, &address.to_string(), attempt, &keys.identity).await?;
+    let window = renew(&dir, &us, &address.to_string(), attempt, &keys.identity).await?.window;
     assert!(!window.ended_at(MeshTime(now()?.0)) && load_certificate(&dir)?.is_some());
     Ok(())
 }

@@ -53,6 +53,15 @@ pub(crate) enum Command {
     /// Credentials for this command and for programs: create, list, revoke, rotate
     #[command(subcommand)]
     Credential(CredentialCommand),
+    /// Rotate the coordinator's own keys, without an interruption
+    ///
+    /// The next key is announced to all hosts; when every host trusts it, or after one lease, it is used; a lease later the former is retired. The
+    /// trust root stays: tokens and hosts pin it.
+    #[command(subcommand)]
+    Rotate(RotateCommand),
+    /// Prove that what was replaced is dead
+    #[command(subcommand)]
+    Verify(VerifyCommand),
     /// The coordinator: where hosts find it
     #[command(subcommand)]
     Coordinator(CoordinatorCommand),
@@ -187,6 +196,37 @@ pub(crate) struct CredentialCreateArgs {
     /// How long it is valid, like 720h
     #[arg(long, default_value = "720h", value_parser = parse_span, value_name = "TIME")]
     pub(crate) valid_for: u64,
+}
+
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub(crate) enum RotateCommand {
+    /// The key that signs views and leases
+    SigningKey,
+    /// The authority for hosts' certificates; linked hosts get a new certificate
+    HostIssuer,
+    /// The authority for the coordinator's own certificate
+    CoordinatorIssuer,
+    /// How far the rotations are
+    Status,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum VerifyCommand {
+    /// Former keys, tokens and credentials: each dead, or alive and why
+    ///
+    /// The coordinator judges used, expired and revoked tokens and credentials by the code that judges joins and calls (it has no secrets, only
+    /// hashes, so it cannot show them); looks for retired WireGuard keys, signing keys and issuers in the view that each host acknowledged; and
+    /// lists hosts that have not acknowledged theirs while their lease may last. A former credential that you still have is tried for real with
+    /// --former. What it cannot prove: copies of a host's own keys that are still current, and certificates of a trusted issuer that were
+    /// superseded (the coordinator keeps the serial numbers in use, and refuses all others).
+    #[command(
+        after_help = "Exits with 2 if anything is alive or unproven.\n\nExample:\n  cloison verify credentials --former old-credential"
+    )]
+    Credentials {
+        /// File with a former credential, to be tried; can be given several times
+        #[arg(long, value_name = "FILE")]
+        former: Vec<PathBuf>,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::inventory::PolicyVersion;
+use crate::trust::Part;
 
 /// Number of the leaf layout, the first entry of each leaf.
 pub const LEAF_VERSION: u8 = 1;
@@ -112,6 +113,12 @@ words! {
         CertificateIssue = "certificate.issue",
         /// A credential was made.
         CredentialCreate = "credential.create",
+        /// The next key of a part of the trust was announced.
+        TrustAnnounce = "trust.announce",
+        /// The announced key is in use.
+        TrustSwitch = "trust.switch",
+        /// The former key is trusted no more.
+        TrustRetire = "trust.retire",
         /// A credential was made in the place of another, which ends soon.
         CredentialRotate = "credential.rotate",
         /// An address of the coordinator was added.
@@ -166,6 +173,8 @@ pub enum Object {
     Token(TokenId),
     /// A credential.
     Credential(CredentialId),
+    /// A part of the trust.
+    Trust(Part),
     /// A policy, by its number.
     Policy(PolicyVersion),
     /// The text of a policy, by its SHA-256.
@@ -183,6 +192,7 @@ impl fmt::Display for Object {
             Self::Host(id) => id.fmt(f),
             Self::Token(id) => id.fmt(f),
             Self::Credential(id) => id.fmt(f),
+            Self::Trust(part) => write!(f, "trust_{part}"),
             Self::Policy(version) => write!(f, "policy_{}", version.0),
             Self::Digest(hash) => hash.iter().try_fold(f.write_str("sha256_")?, |(), b| write!(f, "{b:02x}")),
             Self::Source(address) => write!(f, "source_{address}"),

@@ -10,9 +10,11 @@ use cloison_proto::id::HostId;
 use cloison_proto::version::MeshTime;
 use tokio::time::{MissedTickBehavior, interval};
 
+use crate::audit::{Action, Actor, Context};
 use crate::inventory::NextKey;
-use crate::publish::Hub;
+use crate::publish::{Hub, trust_digest};
 use crate::store::{Store, StoreError};
+use crate::trust::{Part, Roots, RootsError, ServerError, ServerIdentity, Stage};
 
 /// How often it looks.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -21,18 +23,39 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// handshakes with their retransmissions.
 const SETTLING: Duration = Duration::from_secs(5);
 
+/// Why a rotation was not moved on. It is tried again.
+#[derive(Debug, thiserror::Error)]
+pub enum RotationError {
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The keys' files.
+    #[error(transparent)]
+    Roots(#[from] RootsError),
+    /// The certificate that hosts are shown.
+    #[error(transparent)]
+    Server(#[from] ServerError),
+}
+
 /// Moves rotations on.
 #[derive(Debug)]
 pub struct Keeper {
     store: Store,
     hub: Arc<Hub>,
+    roots: Arc<Roots>,
+    identity: Arc<ServerIdentity>,
 }
 
 impl Keeper {
-    /// A keeper of the mesh in `store`, whose hosts are linked to `hub`.
+    /// A keeper of the mesh in `store`, whose hosts are linked to `hub`, with its keys and the certificate that they are shown.
     #[must_use]
-    pub const fn new(store: Store, hub: Arc<Hub>) -> Self {
-        Self { store, hub }
+    pub const fn new(store: Store, hub: Arc<Hub>, roots: Arc<Roots>, identity: Arc<ServerIdentity>) -> Self {
+        Self {
+            store,
+            hub,
+            roots,
+            identity,
+        }
     }
 
     /// Looks after rotations, for ever.
@@ -50,18 +73,65 @@ impl Keeper {
     /// Looks once, and moves on what is due.
     ///
     /// # Errors
-    /// [`StoreError`].
-    pub async fn pass(&self) -> Result<(), StoreError> {
-        self.retire_wg_keys().await
+    /// [`RotationError`].
+    pub async fn pass(&self) -> Result<(), RotationError> {
+        if self.store.inventory().read_only.is_some() {
+            return Ok(());
+        }
+        self.retire_wg_keys().await?;
+        for part in Part::ALL {
+            self.move_on(part).await?;
+        }
+        Ok(())
+    }
+
+    /// An announced key is used when every host trusts it, or after one lease: who did not hear of it by then is not allowed anything any more,
+    /// and is told when it comes back. A former key is trusted for one more lease.
+    async fn move_on(&self, part: Part) -> Result<(), RotationError> {
+        let (inventory, now) = (self.store.inventory(), self.store.now());
+        match self.roots.stage(part) {
+            Stage::Settled => return Ok(()),
+            Stage::Announced(since) => {
+                let settled = now.0.abs_diff(since.0) >= SETTLING.as_secs();
+                let digest = || trust_digest(&self.roots.statements(&inventory.addresses));
+                if now < since.plus(inventory.lease) && !(settled && self.hub.is_trusted_by_all(digest())) {
+                    return Ok(());
+                }
+                self.store
+                    .note_rotation(Context::of(Actor::Coordinator), Action::TrustSwitch, part)
+                    .await?;
+                self.change(move |roots| roots.switch(part, now)).await?;
+                tracing::info!(%part, "the announced key is in use");
+            }
+            Stage::Switched(since) => {
+                if now < since.plus(inventory.lease) {
+                    return Ok(());
+                }
+                self.store
+                    .note_rotation(Context::of(Actor::Coordinator), Action::TrustRetire, part)
+                    .await?;
+                self.change(move |roots| roots.retire(part, now)).await?;
+                tracing::info!(%part, "the former key is retired");
+            }
+        }
+        self.identity.renew()?;
+        self.hub.wake_links();
+        Ok(())
+    }
+
+    /// Changes the keys where it may wait for the disk.
+    async fn change(&self, change: impl FnOnce(&Roots) -> Result<bool, RootsError> + Send + 'static) -> Result<bool, RotationError> {
+        let roots = Arc::clone(&self.roots);
+        match tokio::task::spawn_blocking(move || change(&roots)).await {
+            Ok(changed) => Ok(changed?),
+            Err(_) => Ok(false),
+        }
     }
 
     /// A host's former WireGuard key goes when the host and all its peers work with the new one, or after one lease: who did not hear of it
     /// by then is not allowed anything any more.
     async fn retire_wg_keys(&self) -> Result<(), StoreError> {
         let (inventory, now) = (self.store.inventory(), self.store.now());
-        if inventory.read_only.is_some() {
-            return Ok(());
-        }
         let changing = inventory.hosts.values().filter_map(|host| Some((host.id, host.next?)));
         let due: Vec<_> = changing
             .filter(|(host, next)| self.is_due(*host, next, inventory.lease, now))

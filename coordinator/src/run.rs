@@ -190,7 +190,12 @@ fn supervised(core: &Core, publisher: &Arc<Publisher>, parts: &mut JoinSet<Part>
         ("the watchdog", Ok(()))
     });
     parts.spawn(upkeep(core.store.clone()));
-    let keeper = Keeper::new(core.store.clone(), publisher.hub().clone());
+    let keeper = Keeper::new(
+        core.store.clone(),
+        publisher.hub().clone(),
+        core.roots.clone(),
+        core.identity.clone(),
+    );
     parts.spawn(async move {
         keeper.run().await;
         ("the keeper of rotations", Ok(()))
@@ -228,6 +233,7 @@ fn listen(
         store,
         live: hub.clone(),
         token_facts,
+        roots,
         policies: Arc::default(),
     };
     let handle = server.handle();

@@ -16,6 +16,7 @@ use cloison_coordinator::entropy::{Environment, SystemEntropy};
 use cloison_coordinator::inventory::CoordinatorAddress;
 use cloison_coordinator::policy::explain::{HostLive, LiveState};
 use cloison_coordinator::store::{CredentialSpec, NewMesh, Redemption, Store, TokenSpec};
+use cloison_coordinator::trust::Roots;
 use cloison_proto::api::{
     AuditList, Explanation, HostList, MeshStatus, PolicyAnswer, PolicyCheck, Problem, ProblemCode, TokenCreated, TokenList,
 };
@@ -26,6 +27,7 @@ use cloison_proto::net::OverlayRange;
 use cloison_proto::token::EnrollmentToken;
 use cloison_proto::verdict::DropReason;
 use cloison_proto::version::{MeshTime, Version};
+use cloison_proto::view::Items;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
@@ -64,6 +66,10 @@ impl Live for NobodyLinked {
 
     fn is_cloned(&self, _: HostId) -> bool {
         false
+    }
+
+    fn in_force(&self) -> Vec<(HostId, Option<Arc<Items>>)> {
+        Vec::new()
     }
 
     fn wish_for_key(&self, _: HostId) -> bool {
@@ -117,6 +123,7 @@ impl Api {
             store: store.clone(),
             live: Arc::new(NobodyLinked(store.clone())),
             token_facts: TokenFacts { root_pin: [9; 32] },
+            roots: Arc::new(Roots::generate(MeshId([7; 16]), &Environment::system())?),
             policies: Arc::default(),
         };
         let mut api = Self {
@@ -220,6 +227,17 @@ const MATRIX: &[(&str, &str, &[Scope])] = &[
         &[Scope::Read, Scope::Policy, Scope::Enroll, Scope::Operate, Scope::Owner],
     ),
     ("POST", "addresses", &[Scope::Owner]),
+    (
+        "GET",
+        "rotations",
+        &[Scope::Read, Scope::Policy, Scope::Enroll, Scope::Operate, Scope::Owner],
+    ),
+    ("POST", "rotations", &[Scope::Owner]),
+    (
+        "GET",
+        "verify/credentials",
+        &[Scope::Read, Scope::Policy, Scope::Enroll, Scope::Operate, Scope::Owner],
+    ),
     ("DELETE", "addresses/192.0.2.9:7443", &[Scope::Owner]),
     (
         "GET",

@@ -11,10 +11,17 @@ use std::path::Path;
 use std::time::Duration;
 
 use agent::{Agent, Coordinator, LOCAL, Link, News};
+use cloison_coordinator::entropy::Environment;
+use cloison_coordinator::store::MeshChange;
+use cloison_coordinator::trust::{Part, Stage};
+use cloison_proto::control::agent::RenewCertificate;
 use cloison_proto::control::join::{EXPORTER_LABEL, EXPORTER_LEN};
 use cloison_proto::control::rotate::{Facts, KeyChallenge, KeyOffer, KeyProof, prove};
 use cloison_proto::id::HostId;
 use cloison_proto::key::{SigningKey, WgPrivateKey, WgPublicKey};
+use cloison_proto::signed::Keys as _;
+use cloison_proto::trust::Trust;
+use cloison_proto::version::MeshTime;
 use common::Outcome;
 
 const POLICY: &str = "version: 1
@@ -241,6 +248,106 @@ async fn an_operator_s_wish_reaches_the_agent_once_and_only_while_it_is_linked()
                 .offer_wg_key(app.host(), &app.keys.identity.identity(), &key(20).public())
                 .await
                 .is_err()
+    );
+    mesh.stop().await
+}
+
+/// All parts at once; the coordinator ends at each step of the rotation.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn signing_key_and_issuers_change_with_overlap_and_the_former_ones_are_dead() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let (mesh, [(mut app, mut app_link), (mut db, mut db_link)]) = pair(dir.path()).await?;
+    let lease = Some(Duration::from_secs(10));
+    mesh.store
+        .set_mesh(
+            LOCAL,
+            MeshChange {
+                lease,
+                ..MeshChange::default()
+            },
+        )
+        .await?;
+    let former = mesh.roots.view_key().verifying();
+    for part in Part::ALL {
+        mesh.roots.announce(part, &Environment::system())?;
+        assert!(
+            mesh.roots.announce(part, &Environment::system()).is_err(),
+            "one rotation of a part at a time"
+        );
+    }
+    drop((app_link, db_link));
+    mesh.stop().await?;
+
+    let mesh = Coordinator::reopen(dir.path()).await?;
+    assert!(Part::ALL.iter().all(|part| matches!(mesh.roots.stage(*part), Stage::Announced(_))));
+    assert_eq!(
+        mesh.roots.view_key().verifying(),
+        former,
+        "the present one is used until all trust the next"
+    );
+    (app_link, db_link) = (app.link(&mesh).await?, db.link(&mesh).await?);
+    let has_both = |agent: &Agent| agent.view.as_ref().is_some_and(|view| view.content().trust.len() == 7);
+    while !has_both(&app) {
+        app_link.take_view(&mut app).await?;
+    }
+    while !has_both(&db) {
+        db_link.take_view(&mut db).await?;
+    }
+    let switched = async {
+        while !Part::ALL.iter().all(|part| matches!(mesh.roots.stage(*part), Stage::Switched(_))) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), switched).await?;
+    // A host whose certificate is of the former authority is given another one without asking.
+    let certificate = loop {
+        if let News::Certificate(der) = app_link.next(&app).await? {
+            break der;
+        }
+    };
+    let (old_certificate, next) = (
+        std::mem::replace(&mut app.certificate, certificate),
+        mesh.roots.view_key().verifying(),
+    );
+    assert_ne!(next, former);
+    drop((app_link, db_link));
+    mesh.stop().await?;
+
+    let mesh = Coordinator::reopen(dir.path()).await?;
+    assert_eq!(mesh.roots.view_key().verifying(), next);
+    (app_link, db_link) = (app.link(&mesh).await?, db.link(&mesh).await?);
+    db_link.say(RenewCertificate {}).await?;
+    let trusts = |agent: &Agent, key: &cloison_proto::key::VerifyingKey| {
+        let trust = Trust::with_items(
+            agent.joined.mesh,
+            mesh.roots.root_key(),
+            &agent.joined.trust,
+            MeshTime(u64::MAX - 1),
+        );
+        trust.is_ok_and(|trust| trust.key(key.id()).is_some())
+    };
+    assert!(trusts(&app, &former) && trusts(&app, &next));
+    while trusts(&app, &former) {
+        app_link.take_view(&mut app).await?;
+    }
+    assert!(trusts(&app, &next));
+    // The parts go one after the other.
+    let settled = async {
+        while !Part::ALL.iter().all(|part| mesh.roots.stage(*part) == Stage::Settled) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), settled).await?;
+    assert_eq!(mesh.roots.retired().len(), 3);
+    // What was signed by the former authority opens nothing, and the keys are gone from the disk.
+    app.certificate = old_certificate;
+    assert!(app.is_refused(&mesh).await, "a certificate of the former authority");
+    for gone in ["view.key", "host-issuer.key", "host-issuer.pem", "coordinator-issuer.key"] {
+        assert!(!dir.path().join("trust").join(gone).exists(), "{gone}");
+    }
+    assert!(
+        mesh.renew(db.host(), &db.keys.identity).await?.is_some(),
+        "the identity key heals whoever was away"
     );
     mesh.stop().await
 }

@@ -38,6 +38,7 @@ async fn api_of(mesh: &Coordinator) -> Outcome<(SocketAddr, Arc<ClientConfig>)> 
         token_facts: TokenFacts {
             root_pin: mesh.roots.root_pin(),
         },
+        roots: Arc::clone(&mesh.roots),
         policies: Arc::default(),
     };
     tokio::spawn(server.serve(state));

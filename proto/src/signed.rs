@@ -77,6 +77,14 @@ impl Signed {
         wire::decode_all(&self.body).map_err(SignedError::Content)
     }
 
+    /// The content, whoever signed it: to be shown, never to be trusted.
+    ///
+    /// # Errors
+    /// [`SignedError::Content`].
+    pub fn peek<'a, T: Decode<'a, ()>>(&'a self) -> Result<T, SignedError> {
+        wire::decode_all(&self.body).map_err(SignedError::Content)
+    }
+
     /// The object as bytes, to be stored or sent.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {

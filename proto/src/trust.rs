@@ -140,6 +140,13 @@ pub fn put_in(items: &mut Items, item: &Signed) {
     crate::view::put_trust(items, item);
 }
 
+/// The value of a statement, whoever signed it: for looking whether a view names a key, never for trusting it.
+#[must_use]
+pub fn statement_values(item: &Signed) -> Option<Vec<u8>> {
+    let statement: Statement = item.peek().ok()?;
+    Some(statement.value)
+}
+
 /// All that a host or a coordinator trusts in one mesh.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trust {
@@ -215,6 +222,40 @@ impl Trust {
                 Some(_) => {}
             }
         }
+    }
+
+    /// Whether `offered` may take the place of `held` although no view vouches for it, because the host was away when its view's signer
+    /// changed. Statements are signed by the root and never run out; so what is offered must go forward for issuers and signers: it holds
+    /// the newest that is known or a newer one, and nothing older than that which the host did not hold. A retired key stays dead for
+    /// every host that knew of its retirement.
+    #[must_use]
+    pub fn may_replace(mesh: MeshId, root: VerifyingKey, held: &[Signed], offered: &[Signed]) -> bool {
+        let end = MeshTime(u64::MAX);
+        let (Ok(old), Ok(new)) = (Self::with_items(mesh, root, held, end), Self::with_items(mesh, root, offered, end)) else {
+            return false;
+        };
+        let (old, new) = (old.read(held), new.read(offered));
+        let kinds = [TrustKind::HostIssuer, TrustKind::CoordinatorIssuer, TrustKind::ViewSigner];
+        let has_issuer = new.iter().any(|statement| statement.kind == TrustKind::CoordinatorIssuer);
+        let forward = |kind: &TrustKind| {
+            let newest = |all: &[Statement]| all.iter().filter(|s| s.kind == *kind).map(|s| s.not_before).max();
+            let (known, best) = (newest(&old), newest(&new));
+            let fresh = |s: &&Statement| s.kind == *kind && !old.contains(s);
+            best >= known && new.iter().filter(fresh).all(|s| Some(s.not_before) > known)
+        };
+        has_issuer && kinds.iter().all(forward)
+    }
+
+    /// A time that is certainly past: when the youngest of these statements was made. They must have been verified before.
+    #[must_use]
+    pub fn made_by(items: &[Signed]) -> MeshTime {
+        let made = items.iter().filter_map(|item| item.peek::<Statement>().ok());
+        made.map(|statement| statement.not_before).max().unwrap_or_default()
+    }
+
+    /// The statements that hold.
+    fn read(&self, items: &[Signed]) -> Vec<Statement> {
+        items.iter().filter_map(|item| item.open(CONTEXT, self).ok()).collect()
     }
 
     /// Takes up one statement, unless it does not count yet.
@@ -338,6 +379,39 @@ mod tests {
                 .is_some()
         );
         Ok(())
+    }
+
+    #[test]
+    fn what_is_offered_without_a_view_goes_forward_only() {
+        let root = signer(1);
+        let item = |kind, value: u8, not_before| {
+            let value = match kind {
+                TrustKind::ViewSigner => signer(value).verifying().as_bytes().to_vec(),
+                TrustKind::HostIssuer | TrustKind::CoordinatorIssuer | TrustKind::CoordinatorAddress => vec![value],
+            };
+            Statement {
+                mesh: MESH,
+                kind,
+                value,
+                not_before: MeshTime(not_before),
+            }
+            .sign(&root)
+        };
+        let issuer = |value, at| item(TrustKind::CoordinatorIssuer, value, at);
+        let key = |value, at| item(TrustKind::ViewSigner, value, at);
+        let may = |held: &[Signed], offered: &[Signed]| Trust::may_replace(MESH, root.verifying(), held, offered);
+        let (first, both, second) = (
+            vec![issuer(1, 10), key(2, 10)],
+            vec![issuer(1, 10), key(2, 10), key(3, 20)],
+            vec![issuer(1, 10), key(3, 20)],
+        );
+        assert!(may(&first, &first) && may(&first, &both) && may(&first, &second) && may(&both, &second));
+        assert!(!may(&both, &first), "the newest must not go");
+        assert!(!may(&second, &first) && !may(&second, &both), "a retired key does not come back");
+        assert!(may(&second, &[issuer(1, 10), key(3, 20), key(4, 30)]));
+        assert!(!may(&first, &[key(2, 10)]), "no issuer of coordinators");
+        let stranger = signer_item(&signer(9), &signer(8), 90);
+        assert!(!may(&first, &[issuer(1, 10), key(2, 10), stranger]));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use cloison_proto::api::HostSummary;
+use cloison_proto::api::{CredentialReport, HostSummary, RotationList};
 use cloison_proto::token::EnrollmentToken;
 use cloison_tests::lab::mesh::{COORDINATOR, Instance, Mesh};
 use cloison_tests::lab::postgres::{self, Postgres};
@@ -193,5 +193,46 @@ fn a_coordinator_that_moves_is_found_and_credentials_change_under_load() -> Resu
     let refused = mesh.coordinator.cli(&["status"])?;
     ensure!(refused.status.code() == Some(3), "the former credential still works: {refused:?}");
     std::fs::write(&config, &changed)?;
+    mesh.finish()
+}
+
+#[test]
+fn signing_key_and_issuers_change_under_load_and_a_host_that_was_away_heals() -> Result<()> {
+    let hosts = ["app-1", "db-1", "away-1"];
+    let mut mesh = Mesh::builder("e2e-rotate-trust", &hosts).init(&["--lease", "20s"]).start()?;
+    mesh.join_all()?;
+    mesh.coordinator.apply_and_wait(PAIR)?;
+    let instance = mesh.instance("postgres", "db-1")?;
+    let _server = Postgres::start(mesh.host("db-1")?, &instance.addresses())?;
+    postgres::fill(mesh.host("app-1")?.net(), IpAddr::V4(instance.v4), 1)?.ok()?;
+    mesh.agent_mut("away-1")?.stop()?;
+    under_load(&mut mesh, instance, 60, |mesh| {
+        for part in ["signing-key", "host-issuer", "coordinator-issuer"] {
+            mesh.coordinator.cli(&["rotate", part])?.ok()?;
+            ensure!(!mesh.coordinator.cli(&["rotate", part])?.status.success(), "{part}: one at a time");
+        }
+        wait_for("the rotations to be over", SOON * 2, || {
+            let all: RotationList = mesh.coordinator.ask(&["rotate", "status"])?;
+            Ok(all.rotations.iter().all(|rotation| rotation.stage == "settled").then_some(()))
+        })
+    })?;
+    // It was away while all of it changed: it trusts neither the coordinator's issuer nor the views' signer, but the root.
+    mesh.agent_mut("away-1")?.start()?;
+    wait_for("the host that was away to come back", SOON, || {
+        let status = mesh.coordinator.status()?;
+        Ok((status.linked == 3 && status.applied == 3).then_some(()))
+    })?;
+    let proof = mesh.coordinator.cli(&["verify", "credentials"])?;
+    ensure!(proof.status.code() == Some(0), "{proof:?}");
+    let report: CredentialReport = mesh.coordinator.ask(&["verify", "credentials"])?;
+    ensure!(
+        report
+            .checks
+            .iter()
+            .filter(|check| check.what.contains("issuer") || check.what == "signing-key")
+            .count()
+            == 3
+    );
+    ensure!(report.checks.iter().any(|check| check.what == "token" && check.state == "dead"));
     mesh.finish()
 }

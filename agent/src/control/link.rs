@@ -17,7 +17,7 @@ use cloison_proto::control::coordinator::{CoordinatorMessage, Goodbye, PeerHint,
 use cloison_proto::control::frame::Frame;
 use cloison_proto::control::rotate::{KeyChallenge, KeyDenied, KeyOffer, KeyProof};
 use cloison_proto::lease::Lease;
-use cloison_proto::signed::Signed;
+use cloison_proto::signed::{Signed, SignedError};
 use cloison_proto::trust::Trust;
 use cloison_proto::version::{MeshTime, Timestamp, Version};
 use cloison_proto::view::{Floor, Header, VerifiedView, View};
@@ -314,6 +314,31 @@ impl Link {
         out
     }
 
+    /// A coordinator said whom to trust, as this host asked by its identity key. It is taken up if it goes forward.
+    pub fn told_trust(&mut self, items: &[Signed], now: Timestamp) -> Vec<Output> {
+        if items == self.us.trust {
+            return Vec::new();
+        }
+        if !Trust::may_replace(self.us.mesh, self.us.root, &self.us.trust, items) {
+            return vec![Output::Warning(
+                "a coordinator offered trust in keys that were replaced before: it is not taken up".into(),
+            )];
+        }
+        // A host that was away may know an older time than that at which the root signed these.
+        let made = Trust::made_by(items);
+        if made > self.clock.at(now) {
+            self.clock.learn(made, now);
+        }
+        match Trust::with_items(self.us.mesh, self.us.root, items, self.clock.at(now)) {
+            Ok(trust) => {
+                self.trust = trust;
+                self.us.trust = items.to_vec();
+                vec![Output::Trust(items.to_vec())]
+            }
+            Err(e) => vec![Output::Warning(format!("the trust that a coordinator offered does not hold: {e}"))],
+        }
+    }
+
     /// A new certificate is on disk.
     pub const fn certificate(&mut self, window: Window) {
         self.certificate = Some(window);
@@ -394,11 +419,21 @@ impl Link {
         self.assembly = None;
         let header = match Header::open(&start.header, &self.trust) {
             Ok(header) => header,
-            Err(e) => return self.refuse(Version::default(), &Refusal::View(e.into()), out),
+            Err(e) => return self.refuse_signature(e, out),
         };
         match Assembly::start(start, header.version, self.newest()) {
             Ok(assembly) => self.assembly = Some(assembly),
             Err(refusal) => self.refuse(header.version, &refusal, out),
+        }
+    }
+
+    /// A signer that is not trusted here: this host may have been away while it changed. By its identity key it asks whom to trust.
+    fn refuse_signature(&mut self, error: SignedError, out: &mut Vec<Output>) {
+        let is_unknown = matches!(error, SignedError::UnknownSigner(_));
+        self.refuse(Version::default(), &Refusal::View(error.into()), out);
+        if is_unknown {
+            self.must_renew = true;
+            out.push(Output::Close("an unknown signer"));
         }
     }
 

@@ -7,17 +7,18 @@ use std::time::Duration;
 
 use cloison_proto::control::agent::Report;
 use cloison_proto::control::frame::Frame;
+use cloison_proto::signed::Signed;
+use cloison_proto::trust::Trust;
 use tokio::task::JoinHandle;
 
 use super::keys::local_keys;
 use super::{Agent, blocking, own_window};
-use crate::control::certificate::Window;
 use crate::control::connection::{self, Attempt, ConnectionError, Frames};
 use crate::control::link::{Offer, Output};
 use crate::control::verifier::Anchors;
 use crate::dataplane::{Enforcement, InForce};
-use crate::enroll::{self, EnrollError};
-use crate::state::identity::store_certificate;
+use crate::enroll::{self, EnrollError, Renewed};
+use crate::state::identity::{Membership, store_certificate};
 use crate::state::view_cache::{self, HeldLease};
 use crate::sys::clock;
 
@@ -28,7 +29,7 @@ pub(super) struct Failure {
     certificate_refused: bool,
 }
 
-type Attempted = Result<(Frames, Option<(Vec<u8>, Window)>), Failure>;
+type Attempted = Result<(Frames, Option<Renewed>), Failure>;
 
 /// Where the IO stands.
 #[derive(Debug, Default)]
@@ -108,9 +109,11 @@ impl Agent {
             What::Lost(error) => self.lost(error).await,
             What::Attempted(attempted) => match *attempted {
                 Ok((frames, renewed)) => {
-                    if let Some((der, window)) = renewed {
-                        self.certificate = Some(der);
-                        self.link.certificate(window);
+                    if let Some(renewed) = renewed {
+                        self.certificate = Some(renewed.certificate);
+                        self.link.certificate(renewed.window);
+                        let outputs = self.link.told_trust(&renewed.trust, now);
+                        Box::pin(self.carry_out(outputs)).await;
                     }
                     self.clock_off = frames.clock_off();
                     self.link_warning = None;
@@ -198,21 +201,31 @@ impl Agent {
             let mut whys = Vec::new();
             let mut certificate_refused = false;
             for address in addresses {
+                let mut tried = match &certificate {
+                    Some(der) => connection::link(&address, attempt.clone(), &identity, der).await,
+                    None => Err(ConnectionError::Untrusted {
+                        address: address.clone(),
+                        why: "not asked yet".into(),
+                    }),
+                };
+                // Without a certificate that is good, or at a coordinator whose issuer is not known here, the identity key is what counts.
                 let mut renewed = None;
-                if certificate.is_none() {
-                    match enroll::renew(&dir, &us, &address, attempt.clone(), &identity).await {
-                        Ok(new) => renewed = Some(new),
+                if matches!(tried, Err(ConnectionError::Untrusted { .. })) {
+                    let new = match enroll::renew(&dir, &us, &address, attempt.clone(), &identity).await {
+                        Ok(new) => new,
                         Err(e) => {
                             whys.push(renewal_failed(&e));
                             continue;
                         }
-                    }
+                    };
+                    let attempt = Attempt {
+                        anchors: anchors(&us, &new.trust, &attempt),
+                        ..attempt.clone()
+                    };
+                    tried = connection::link(&address, attempt, &identity, &new.certificate).await;
+                    renewed = Some(new);
                 }
-                let der = certificate
-                    .as_deref()
-                    .or(renewed.as_ref().map(|(der, _)| der.as_slice()))
-                    .unwrap_or_default();
-                match connection::link(&address, attempt.clone(), &identity, der).await {
+                match tried {
                     Ok(frames) => return Ok((frames, renewed)),
                     Err(e) => {
                         certificate_refused |= matches!(e, ConnectionError::CertificateRefused { .. });
@@ -360,6 +373,16 @@ impl Agent {
     }
 }
 
+/// Whom to take for a coordinator after a renewal: by what it brought, if that goes forward.
+fn anchors(us: &Membership, offered: &[Signed], attempt: &Attempt) -> Anchors {
+    let forward = Trust::may_replace(us.mesh, us.root, &us.trust, offered);
+    let trust = Trust::with_items(us.mesh, us.root, offered, attempt.past.max(Trust::made_by(offered)));
+    match trust {
+        Ok(trust) if forward => Anchors::of(&trust),
+        Ok(_) | Err(_) => attempt.anchors.clone(),
+    }
+}
+
 /// Where to look for a coordinator: only where the configuration says, if it says so; else at the addresses that the last view named, and in
 /// the end where this host joined. Whoever answers has to show that it is a coordinator of this mesh.
 fn addresses(configured: &[String], named: &[String], joined: &[String]) -> Vec<String> {
@@ -372,7 +395,9 @@ fn addresses(configured: &[String], named: &[String], joined: &[String]) -> Vec<
 
 fn renewal_failed(error: &EnrollError) -> String {
     if error.is_denied() {
-        "the coordinator gives this host no new certificate: it is revoked, or was away for more than 30 days".into()
+        "the coordinator gives this host no new certificate: it is revoked, or was away for more than 30 days and has to join again \
+         (`cloison-agent leave --force`, then `cloison-agent join` with a new token)"
+            .into()
     } else {
         format!("no new certificate: {error}")
     }

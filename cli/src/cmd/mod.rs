@@ -7,6 +7,7 @@ mod explain;
 mod host;
 mod login;
 mod policy;
+mod rotate;
 mod status;
 mod token;
 
@@ -37,6 +38,8 @@ pub(crate) async fn run(args: Args) -> Result<Exit, CliError> {
         Command::Host(command) => host::run(&context, command).await,
         Command::Token(command) => token::run(&context, command).await,
         Command::Credential(command) => credential::run(&context, command, &path).await,
+        Command::Rotate(command) => rotate::run(&context, command).await,
+        Command::Verify(command) => rotate::verify(&context, command, Config::load(&path)?).await,
         Command::Coordinator(command) => coordinator::run(&context, command).await,
         Command::Policy(command) => policy::run(&context, command).await,
         Command::Explain(explain) => explain::run(&context, &explain).await,

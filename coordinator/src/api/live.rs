@@ -1,7 +1,10 @@
 //! What the API asks of the publisher: how hosts do right now.
 
+use std::sync::Arc;
+
 use cloison_proto::id::HostId;
 use cloison_proto::version::Version;
+use cloison_proto::view::Items;
 
 use crate::policy::explain::LiveState;
 use crate::publish::Hub;
@@ -19,6 +22,9 @@ pub trait Live: LiveState + Send + Sync {
 
     /// Whether two machines use the host's keys.
     fn is_cloned(&self, host: HostId) -> bool;
+
+    /// The items of the view that each host has in force, as far as they are known.
+    fn in_force(&self) -> Vec<(HostId, Option<Arc<Items>>)>;
 
     /// Has the host's agent be asked for a new WireGuard key; whether it is linked, so that it can be.
     fn wish_for_key(&self, host: HostId) -> bool;
@@ -39,6 +45,10 @@ impl Live for Hub {
 
     fn is_cloned(&self, host: HostId) -> bool {
         Self::is_cloned(self, host)
+    }
+
+    fn in_force(&self) -> Vec<(HostId, Option<Arc<Items>>)> {
+        Self::in_force(self)
     }
 
     fn wish_for_key(&self, host: HostId) -> bool {

@@ -18,6 +18,7 @@ mod live;
 mod metrics;
 mod permit;
 mod policy;
+mod rotations;
 mod server;
 mod status;
 mod tokens;
@@ -41,6 +42,7 @@ pub use server::{ApiServer, ServeError, stop};
 
 use crate::publish::Policies;
 use crate::store::Store;
+use crate::trust::Roots;
 use error::ApiError;
 
 /// How long a request may take from its headers to its answer: the body's time, a full compile, and a margin.
@@ -55,6 +57,8 @@ pub struct ApiState {
     pub live: Arc<dyn Live>,
     /// What tokens say about the mesh.
     pub token_facts: TokenFacts,
+    /// The coordinator's keys.
+    pub roots: Arc<Roots>,
     /// The policy in force, read once.
     pub policies: Arc<Policies>,
 }
@@ -98,6 +102,8 @@ fn routes() -> (Router<ApiState>, utoipa::openapi::OpenApi) {
         .routes(routes!(credentials::rotate))
         .routes(routes!(addresses::list, addresses::add))
         .routes(routes!(addresses::remove))
+        .routes(routes!(rotations::list, rotations::begin))
+        .routes(routes!(rotations::verify))
         .routes(routes!(explain::explain))
         .routes(routes!(status::status))
         .routes(routes!(audit::list))

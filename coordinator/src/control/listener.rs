@@ -112,7 +112,7 @@ pub(super) struct Shared {
     pub(super) renewals: Budgets<IdentityKey>,
     pub(super) rotations: Budgets<HostId>,
     pub(super) started: Instant,
-    verifier: Arc<HostVerifier>,
+    pub(super) verifier: Arc<HostVerifier>,
     handshakes: Arc<Semaphore>,
     joins: Semaphore,
     sources: Budgets<IpAddr>,

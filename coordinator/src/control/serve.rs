@@ -164,6 +164,7 @@ pub(super) async fn link(shared: &Shared, connection: &Connection, linked: Linke
         connection,
         linked,
         ends: ends.unwrap_or_default(),
+        reissued: false,
         challenge: None,
     };
     for effect in effects {
@@ -188,6 +189,8 @@ struct Served<'a> {
     linked: LinkedHost,
     /// When the certificate ends that the link was opened with.
     ends: MeshTime,
+    /// Whether the host was given a certificate of the authority that took the place of its own one's.
+    reissued: bool,
     /// The challenge that the next proof of a WireGuard key has to answer.
     challenge: Option<Admission>,
 }
@@ -202,6 +205,13 @@ impl Served<'_> {
             }
             if shared.store.now() >= self.ends {
                 return Err(LinkError::Dismissed(Farewell::Expired));
+            }
+            if !shared.verifier.trusts(&self.linked) {
+                return Err(LinkError::Dismissed(Farewell::Expired));
+            }
+            if !self.reissued && !shared.verifier.is_current(&self.linked) {
+                self.reissued = true;
+                self.perform(session, Effect::IssueCertificate).await?;
             }
             if let Some(frame) = session.next_frame() {
                 self.send(session, wire, &frame).await?;

@@ -50,7 +50,7 @@ impl Offer {
         let peers = peers.filter_map(|(at, _)| at.key.as_slice().try_into().ok().map(HostId));
         Self {
             header,
-            signed: header.sign(roots.view_key()),
+            signed: header.sign(&roots.view_key()),
             peers: peers.collect(),
             items,
             lease: lease(roots, &header, valid_for, now),
@@ -85,7 +85,7 @@ fn lease(roots: &Roots, header: &Header, valid_for: Duration, now: MeshTime) -> 
         issued_at: now,
         valid_for_secs: valid_for.as_secs(),
     };
-    lease.sign(roots.view_key())
+    lease.sign(&roots.view_key())
 }
 
 /// Why a link ends from this side. The codes are those of [`cloison_proto::control::coordinator::Goodbye`].
@@ -243,6 +243,8 @@ impl Entry {
 #[derive(Debug, Default)]
 struct State {
     version: Version,
+    /// A hash over the statements of trust in the views.
+    trust: [u8; 32],
     hosts: HashMap<HostId, Entry>,
     closed: bool,
 }
@@ -292,9 +294,10 @@ impl Hub {
     }
 
     /// Offers views, and says which state all hosts' views are compiled from by now.
-    pub(super) fn publish(&self, version: Version, offers: Vec<Offer>) {
+    pub(super) fn publish(&self, version: Version, trust: [u8; 32], offers: Vec<Offer>) {
         let mut state = self.state.lock();
         state.version = version;
+        state.trust = trust;
         for offer in offers {
             let Some(entry) = state.hosts.get_mut(&offer.header.host) else {
                 continue;
@@ -512,6 +515,33 @@ impl Hub {
             return false;
         };
         entry.is_applied() && peers_of(entry).iter().all(applied)
+    }
+
+    /// Whether every host has a view in force with the statements of trust that hash to `trust`.
+    #[must_use]
+    pub fn is_trusted_by_all(&self, trust: [u8; 32]) -> bool {
+        let state = self.state.lock();
+        state.trust == trust && state.hosts.values().all(Entry::is_applied)
+    }
+
+    /// Wakes every link: what it depends on besides views may have changed.
+    pub fn wake_links(&self) {
+        self.state.lock().hosts.values().for_each(Entry::wake);
+    }
+
+    /// The items of the view that each host has in force, as far as that is known; `None` for a host that was not heard of yet, or that has
+    /// a view which is not at hand.
+    #[must_use]
+    pub fn in_force(&self) -> Vec<(HostId, Option<Arc<Items>>)> {
+        let state = self.state.lock();
+        let held = |entry: &Entry| {
+            if entry.is_applied() {
+                entry.offer.as_ref().map(|offer| Arc::clone(&offer.items))
+            } else {
+                entry.acked_items.clone()
+            }
+        };
+        state.hosts.iter().map(|(host, entry)| (*host, held(entry))).collect()
     }
 
     /// Has a host's agent be asked for a new WireGuard key; whether it is linked, so that it can be.

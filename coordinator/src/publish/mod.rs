@@ -18,6 +18,7 @@ use cloison_proto::id::HostId;
 use cloison_proto::signed::Signed;
 use cloison_proto::version::Version;
 use cloison_proto::view::{Header, Items, StateHash};
+use sha2::{Digest as _, Sha256};
 use tokio::time::{MissedTickBehavior, interval};
 
 pub use endpoint::candidates;
@@ -68,8 +69,8 @@ pub struct Publisher {
 struct Memory {
     /// Generation of that inventory.
     generation: u64,
-    /// Content revision of the inventory that it was compiled from.
-    content: Option<u64>,
+    /// Content revision of the inventory that it was compiled from, and a hash over the statements of trust.
+    content: Option<(u64, [u8; 32])>,
     fingerprints: HashMap<HostId, [u8; 32]>,
     /// As kept in the store; read at the first pass.
     marks: Option<BTreeMap<HostId, ViewMark>>,
@@ -112,12 +113,14 @@ impl Publisher {
     /// Publishes whatever changes, for ever.
     pub async fn run(self: Arc<Self>) {
         let mut changes = self.store.subscribe();
+        let mut keys = self.roots.subscribe();
         let mut period = interval(PERIOD);
         period.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 _ = period.tick() => {}
                 changed = changes.changed() => if changed.is_err() { return },
+                changed = keys.changed() => if changed.is_err() { return },
             }
             if let Err(error) = self.reconcile().await {
                 tracing::error!(%error, "views could not be published; hosts keep what they have until their leases end");
@@ -148,8 +151,9 @@ impl Publisher {
             return Ok(());
         }
         let trust = self.roots.statements(&inventory.addresses);
-        if memory.content == Some(inventory.content_revision) {
-            self.hub.publish(inventory.version, Vec::new());
+        let digest = trust_digest(&trust);
+        if memory.content == Some((inventory.content_revision, digest)) {
+            self.hub.publish(inventory.version, digest, Vec::new());
             return Ok(());
         }
         if memory.marks.is_none() {
@@ -172,8 +176,8 @@ impl Publisher {
             self.hub.withdraw(*host);
         }
         memory.fingerprints = pass.fingerprints;
-        memory.content = Some(inventory.content_revision);
-        self.hub.publish(inventory.version, offers);
+        memory.content = Some((inventory.content_revision, digest));
+        self.hub.publish(inventory.version, digest, offers);
         Ok(())
     }
 
@@ -228,6 +232,16 @@ impl Publisher {
         marks.retain(|host, _| inventory.hosts.contains_key(host));
         Ok(())
     }
+}
+
+/// A hash over statements of trust.
+#[must_use]
+pub fn trust_digest(trust: &[Signed]) -> [u8; 32] {
+    let mut items: Vec<_> = trust.iter().map(Signed::to_bytes).collect();
+    items.sort_unstable();
+    let mut hash = Sha256::new();
+    items.iter().for_each(|item| hash.update(Sha256::digest(item)));
+    hash.finalize().into()
 }
 
 /// Compiles the view of every host whose fingerprint is not the known one.

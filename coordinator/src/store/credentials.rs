@@ -164,6 +164,15 @@ impl Store {
         Ok(record.principal(now))
     }
 
+    /// Whether a credential would authorise anything at this moment, whoever shows it.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`].
+    pub async fn is_live(&self, id: CredentialId) -> Result<bool, StoreError> {
+        let mut db = self.0.readers.acquire().await?;
+        Ok(live(&mut db, id, self.now()).await?.is_some())
+    }
+
     async fn note_used(&self, id: CredentialId) -> Result<(), StoreError> {
         let mut change = self.begin_unjudged(Context::of(Actor::Credential(id)), Urgency::CanWait).await?;
         let now = change.now_db();

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use cloison_proto::id::{HostId, TokenId};
 use cloison_proto::label::HostName;
+use cloison_proto::version::MeshTime;
 use sqlx::SqliteConnection;
 
 use super::Store;
@@ -80,6 +81,21 @@ impl Store {
         };
         self.record_refusal(attempt.token, attempt.source, cause).await?;
         Err(RedeemError::Denied(cause))
+    }
+
+    /// Whether anybody could still join by a token, with its secret and new keys: by the very judgement of a join.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`].
+    pub async fn would_admit(&self, id: TokenId) -> Result<bool, StoreError> {
+        let token = sqlx::query_as::<_, TokenRow>("SELECT * FROM token WHERE id = $1")
+            .bind(id.to_string())
+            .fetch_optional(&self.0.readers)
+            .await?;
+        Ok(match token {
+            Some(token) => dead(&token, self.now())?.is_none(),
+            None => false,
+        })
     }
 
     /// Writes down that an attempt to join was refused, within the budget for such leaves.
@@ -184,14 +200,10 @@ async fn judge(change: &mut Change, attempt: &Redemption) -> Result<Verdict, Sto
     if let Some(verdict) = earlier_join(change, attempt).await? {
         return Ok(verdict);
     }
-    if token.revoked_at.is_some() {
-        return Ok(Verdict::Deny(Cause::Revoked));
-    }
-    if token.uses_left == 0 {
-        return used_up(change, &token).await;
-    }
-    if table.time(token.expires)? <= now {
-        return Ok(Verdict::Deny(Cause::Expired));
+    match dead(&token, now)? {
+        Some(Cause::Used) => return used_up(change, &token).await,
+        Some(cause) => return Ok(Verdict::Deny(cause)),
+        None => {}
     }
     if let Some(source) = &token.source
         && !table.parse::<SourceRule>(source)?.contains(attempt.source)
@@ -205,6 +217,19 @@ async fn judge(change: &mut Change, attempt: &Redemption) -> Result<Verdict, Sto
         return Ok(Verdict::Deny(Cause::HostLimit));
     }
     Ok(Verdict::Join(token))
+}
+
+/// Why nobody joins by a token any more, whatever secret and keys they show.
+fn dead(token: &TokenRow, now: MeshTime) -> Result<Option<Cause>, StoreError> {
+    Ok(if token.revoked_at.is_some() {
+        Some(Cause::Revoked)
+    } else if token.uses_left == 0 {
+        Some(Cause::Used)
+    } else if Table("token").time(token.expires)? <= now {
+        Some(Cause::Expired)
+    } else {
+        None
+    })
 }
 
 /// What it means if one of the joiner's keys belongs, or ever belonged, to a host: the same join again, or none.

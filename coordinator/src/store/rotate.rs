@@ -13,6 +13,7 @@ use super::hosts::living;
 use super::row::{Table, number};
 use crate::audit::{Action, Actor, Context, Object};
 use crate::credential::Scope;
+use crate::trust::Part;
 
 /// What became of a new WireGuard key whose possession was proven.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,6 +102,15 @@ impl Store {
             .finish(Reach::Withdrawal, Action::HostKeyRetire, &[Object::Host(id)])
             .await
             .map(|_| true)
+    }
+
+    /// Writes down that a part of the trust changes (scope `owner`, unless the coordinator does it by itself).
+    ///
+    /// # Errors
+    /// [`StoreError::NotAuthorised`].
+    pub async fn note_rotation(&self, context: Context, action: Action, part: Part) -> Result<(), StoreError> {
+        let change = self.begin(context, Scope::Owner).await?;
+        change.finish(Reach::Leaf, action, &[Object::Trust(part)]).await.map(|_| ())
     }
 
     /// Every WireGuard key that no host has any more, or only a revoked one, with the host that had it.

@@ -97,7 +97,7 @@ impl Roots {
         };
         let params = leaf(Usage::Client, uri, serial, now, HOST_LIFETIME)?;
         let public = SubjectPublicKeyInfo::from_der(&to_spki(key))?;
-        let certificate = params.signed_by(&public, &self.host_issuer.issuer()?)?;
+        let certificate = params.signed_by(&public, &self.host_issuer().issuer()?)?;
         Ok(HostCertificate {
             certificate: certificate.der().clone(),
             serial,
@@ -114,10 +114,11 @@ impl Roots {
         };
         let mut params = leaf(Usage::Server, uri, serial(env)?, env.clock.now(), COORDINATOR_LIFETIME)?;
         params.subject_alt_names.push(SanType::DnsName(COORDINATOR_DNS_NAME.try_into()?));
-        let certificate = params.signed_by(&key_pair(key)?, &self.coordinator_issuer.issuer()?)?;
+        let issuer = self.coordinator_issuer();
+        let certificate = params.signed_by(&key_pair(key)?, &issuer.issuer()?)?;
         Ok(vec![
             certificate.der().clone(),
-            self.coordinator_issuer.certificate.clone(),
+            issuer.certificate.clone(),
             self.root.certificate.clone(),
         ])
     }

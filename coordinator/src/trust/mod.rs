@@ -4,7 +4,9 @@
 //! Two authorities under one root, one for each role: a host's certificate cannot stand where a coordinator's is asked for, because its
 //! issuer, its usage and its URI are all of the other kind. Of a certificate request nothing is taken but its key.
 
+mod folder;
 mod issue;
+mod ring;
 mod roots;
 mod server;
 #[cfg(test)]
@@ -12,6 +14,7 @@ mod tests;
 mod verify;
 
 pub use issue::{HOST_LIFETIME, HostCertificate, IssueError};
+pub use ring::{Part, Retired, Stage, UnknownPart, hex};
 pub use roots::{Roots, RootsError};
 pub use server::{ServerError, ServerIdentity, server_config};
 pub use verify::{HostVerifier, LinkedHost, VerifyError};

@@ -1,35 +1,40 @@
-//! The keys on which everything rests: the trust root, the two authorities, and the key that signs views. They are made once, by `init`,
-//! in a directory of their own, and read at each start.
+//! The keys on which everything rests: the trust root, the two authorities, and the key that signs views. They are made by `init`, in a
+//! directory of their own, and read at each start; all but the root can be rotated ([`super::ring`]).
 //!
 //! The directory is 0700 and its files are 0600; looser ones are refused, because a key that others could read is not a secret any more.
 
 use std::fs;
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::Path;
+use std::sync::Arc;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use arc_swap::ArcSwap;
 use cloison_proto::id::{CoordinatorId, MeshId};
 use cloison_proto::key::{SigningKey, VerifyingKey};
 use cloison_proto::signed::Signed;
-use cloison_proto::trust::{Statement, TrustKind, root_pin};
+use cloison_proto::trust::{Statement, root_pin};
 use cloison_proto::version::MeshTime;
-use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use parking_lot::Mutex;
+use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 use zeroize::Zeroizing;
 
+use super::folder::{Entry, Folder, Index, certificate_pem, check_mode, damaged, io_error, shown, sync_directory};
 use super::issue::{self, IssueError, Usage};
+use super::ring::{Held, Part, Retired, Ring, Stage};
 use crate::entropy::{EntropyError, Environment};
 use crate::inventory::CoordinatorAddress;
 
 /// File names in the directory. A key's certificate has the same stem.
 const IDENTITY: &str = "identity.toml";
 const ROOT: &str = "root";
-const COORDINATOR_ISSUER: &str = "coordinator-issuer";
-const HOST_ISSUER: &str = "host-issuer";
-const VIEW: &str = "view";
+
+/// Most retired keys that are remembered: the oldest are forgotten, and are dead all the same.
+const MAX_RETIRED: usize = 64;
+
+/// Where systemd puts a service's credentials (systemd.exec(5)).
+const CREDENTIALS_VARIABLE: &str = "CREDENTIALS_DIRECTORY";
 
 /// Why the trust roots could not be made or read.
 #[derive(Debug, thiserror::Error)]
@@ -73,8 +78,11 @@ pub enum RootsError {
         action: &'static str,
         /// Why.
         #[source]
-        source: io::Error,
+        source: std::io::Error,
     },
+    /// A rotation of the same part is under way.
+    #[error("the {0} is being rotated already: wait until `cloison rotate status` says settled; both keys are good meanwhile")]
+    UnderWay(Part),
     /// There is no randomness to make keys of.
     #[error(transparent)]
     Entropy(#[from] EntropyError),
@@ -100,14 +108,26 @@ pub(super) struct Authority {
     pub(super) certificate: CertificateDer<'static>,
 }
 
+/// The keys that can change.
+#[derive(Debug, Clone)]
+struct Rings {
+    view: Ring<SigningKey>,
+    host_issuer: Ring<Authority>,
+    coordinator_issuer: Ring<Authority>,
+    retired: Vec<Retired>,
+}
+
 /// All keys of one coordinator. Their `Debug` shows public parts only.
 #[derive(Debug)]
 pub struct Roots {
     identity: Identity,
     pub(super) root: Authority,
-    pub(super) coordinator_issuer: Authority,
-    pub(super) host_issuer: Authority,
-    view: SigningKey,
+    rings: ArcSwap<Rings>,
+    /// Where the keys are kept; nowhere in tests and the simulation.
+    folder: Option<Folder>,
+    /// Held while the keys change.
+    turn: Mutex<()>,
+    changed: watch::Sender<()>,
 }
 
 impl Roots {
@@ -122,13 +142,26 @@ impl Roots {
             created: env.clock.now(),
         };
         let root = Authority::root(signing_key(env)?, &identity, env)?;
-        Ok(Self {
-            coordinator_issuer: root.subordinate(signing_key(env)?, &identity, Usage::Server, env)?,
-            host_issuer: root.subordinate(signing_key(env)?, &identity, Usage::Client, env)?,
-            view: signing_key(env)?,
-            root,
+        let since = identity.created;
+        let authority = |part: Part, usage| Ok::<_, RootsError>(Ring::of(part.stem(), since, root.subordinate(&identity, usage, env)?));
+        let rings = Rings {
+            coordinator_issuer: authority(Part::CoordinatorIssuer, Usage::Server)?,
+            host_issuer: authority(Part::HostIssuer, Usage::Client)?,
+            view: Ring::of(Part::SigningKey.stem(), since, signing_key(env)?),
+            retired: Vec::new(),
+        };
+        Ok(Self::of(identity, root, rings, None))
+    }
+
+    fn of(identity: Identity, root: Authority, rings: Rings, folder: Option<Folder>) -> Self {
+        Self {
             identity,
-        })
+            root,
+            rings: ArcSwap::from_pointee(rings),
+            folder,
+            turn: Mutex::default(),
+            changed: watch::Sender::new(()),
+        }
     }
 
     /// Draws new keys for `mesh` and writes them into the new directory `dir`: all of them, or none.
@@ -139,7 +172,7 @@ impl Roots {
         if dir.exists() {
             return Err(RootsError::Exists { path: shown(dir) });
         }
-        let roots = Self::generate(mesh, env)?;
+        let mut roots = Self::generate(mesh, env)?;
         let unfinished = dir.with_extension("new");
         if unfinished.exists() {
             fs::remove_dir_all(&unfinished).map_err(io_error(&unfinished, "removing what an interrupted init left"))?;
@@ -148,57 +181,65 @@ impl Roots {
             .mode(0o700)
             .create(&unfinished)
             .map_err(io_error(&unfinished, "making the directory"))?;
-        roots.write(&unfinished)?;
+        roots.write(&Folder::new(&unfinished, None))?;
         fs::rename(&unfinished, dir).map_err(io_error(dir, "putting the new keys into place"))?;
         sync_directory(dir.parent().unwrap_or(dir))?;
+        roots.folder = Some(Folder::new(dir, None));
         Ok(roots)
     }
 
-    fn write(&self, dir: &Path) -> Result<(), RootsError> {
+    fn write(&self, folder: &Folder) -> Result<(), RootsError> {
         let identity = toml::to_string(&self.identity);
-        let identity = identity.map_err(|error| RootsError::Damaged {
-            path: shown(&dir.join(IDENTITY)),
-            problem: error.to_string(),
-        })?;
-        write_new(&dir.join(IDENTITY), identity.as_bytes())?;
-        for (stem, authority) in [
-            (ROOT, &self.root),
-            (COORDINATOR_ISSUER, &self.coordinator_issuer),
-            (HOST_ISSUER, &self.host_issuer),
-        ] {
-            write_new(&key_path(dir, stem), key_pem(&authority.key).as_bytes())?;
-            write_new(&certificate_path(dir, stem), certificate_pem(&authority.certificate).as_bytes())?;
-        }
-        write_new(&key_path(dir, VIEW), key_pem(&self.view).as_bytes())?;
-        sync_directory(dir)
+        let identity = identity.map_err(|error| damaged(&folder.path().join(IDENTITY), error))?;
+        folder.write_text(IDENTITY, &identity)?;
+        folder.write_authority(ROOT, &self.root)?;
+        let rings = self.rings.load();
+        folder.write_authority(&rings.coordinator_issuer.current.stem, &rings.coordinator_issuer.current.key)?;
+        folder.write_authority(&rings.host_issuer.current.stem, &rings.host_issuer.current.key)?;
+        folder.write_key(&rings.view.current.stem, &rings.view.current.key)?;
+        sync_directory(folder.path())
     }
 
-    /// Reads the keys that [`Roots::create`] wrote into `dir`.
+    /// Reads the keys in `dir`. A file of it is read from systemd's credentials directory instead, if `cloison.<file name>` is there.
     ///
     /// # Errors
     /// [`RootsError::Missing`], [`RootsError::TooOpen`], [`RootsError::Damaged`].
     pub fn load(dir: &Path) -> Result<Self, RootsError> {
+        Self::load_with(dir, std::env::var_os(CREDENTIALS_VARIABLE).map(Into::into))
+    }
+
+    /// As [`Roots::load`], with this directory of credentials.
+    ///
+    /// # Errors
+    /// As [`Roots::load`].
+    pub fn load_with(dir: &Path, credentials: Option<std::path::PathBuf>) -> Result<Self, RootsError> {
         if !dir.is_dir() {
             return Err(RootsError::Missing { path: shown(dir) });
         }
         check_mode(dir, 0o700)?;
+        let folder = Folder::new(dir, credentials);
         let path = dir.join(IDENTITY);
-        let text = read(&path)?;
+        let text = folder.read(IDENTITY)?;
         let text = std::str::from_utf8(&text).map_err(|_| damaged(&path, "not text"))?;
         let identity: Identity = toml::from_str(text).map_err(|error| damaged(&path, error.message()))?;
-        let roots = Self {
-            root: Authority::load(dir, ROOT)?,
-            coordinator_issuer: Authority::load(dir, COORDINATOR_ISSUER)?,
-            host_issuer: Authority::load(dir, HOST_ISSUER)?,
-            view: load_key(&key_path(dir, VIEW))?,
-            identity,
+        let index = folder.index()?.unwrap_or_default();
+        let created = identity.created;
+        let authority = |part, entry: &Option<Entry>| folder.ring(part, entry.as_ref(), created, Folder::load_authority);
+        let rings = Rings {
+            coordinator_issuer: authority(Part::CoordinatorIssuer, &index.coordinator_issuer)?,
+            host_issuer: authority(Part::HostIssuer, &index.host_issuer)?,
+            view: folder.ring(Part::SigningKey, index.signing_key.as_ref(), created, Folder::load_key)?,
+            retired: index.retired.clone(),
         };
-        for (stem, authority) in [(COORDINATOR_ISSUER, &roots.coordinator_issuer), (HOST_ISSUER, &roots.host_issuer)] {
-            if !super::verify::names_as_issuer(&authority.certificate, &roots.root.certificate) {
-                return Err(damaged(&certificate_path(dir, stem), "not from the root beside it"));
+        let root = folder.load_authority(ROOT)?;
+        for ring in [&rings.coordinator_issuer, &rings.host_issuer] {
+            for held in [Some(&ring.current), ring.next.as_ref()].into_iter().flatten() {
+                if !super::verify::names_as_issuer(&held.key.certificate, &root.certificate) {
+                    return Err(damaged(&dir.join(format!("{}.pem", held.stem)), "not from the root beside it"));
+                }
             }
         }
-        Ok(roots)
+        Ok(Self::of(identity, root, rings, Some(folder)))
     }
 
     /// The mesh that the keys speak for.
@@ -239,32 +280,189 @@ impl Roots {
 
     /// The key that signs views and leases.
     #[must_use]
-    pub const fn view_key(&self) -> &SigningKey {
-        &self.view
+    pub fn view_key(&self) -> Arc<SigningKey> {
+        Arc::clone(&self.rings.load().view.current.key)
     }
 
-    /// What every host is told to trust, signed by the root. The same input gives the same bytes, so that views do not change at a restart.
+    /// The authority that signs hosts' certificates.
+    pub(super) fn host_issuer(&self) -> Arc<Authority> {
+        Arc::clone(&self.rings.load().host_issuer.current.key)
+    }
+
+    /// The authority that signs coordinators' certificates.
+    pub(super) fn coordinator_issuer(&self) -> Arc<Authority> {
+        Arc::clone(&self.rings.load().coordinator_issuer.current.key)
+    }
+
+    /// The certificates of all authorities whose hosts' certificates hold, the one in use first.
+    pub(super) fn host_issuers(&self) -> Vec<CertificateDer<'static>> {
+        let rings = self.rings.load();
+        rings.host_issuer.trusted().map(|(der, _)| der.into()).collect()
+    }
+
+    /// What every host is told to trust, signed by the root. The same keys give the same bytes, so that views do not change at a restart.
     #[must_use]
     pub fn statements(&self, addresses: &[CoordinatorAddress]) -> Vec<Signed> {
-        let one = |kind, value: &[u8], not_before| {
+        let one = |kind, value: Vec<u8>, not_before| {
             Statement {
                 mesh: self.identity.mesh,
                 kind,
-                value: value.to_vec(),
+                value,
                 not_before,
             }
             .sign(&self.root.key)
         };
-        let since = self.identity.created;
-        let fixed = [
-            one(TrustKind::HostIssuer, &self.host_issuer.certificate, since),
-            one(TrustKind::CoordinatorIssuer, &self.coordinator_issuer.certificate, since),
-            one(TrustKind::ViewSigner, self.view.verifying().as_bytes(), since),
-        ];
-        let addresses = addresses
-            .iter()
-            .map(|a| one(TrustKind::CoordinatorAddress, a.address.as_bytes(), a.not_before));
-        fixed.into_iter().chain(addresses).collect()
+        let rings = self.rings.load();
+        let of = |part: Part, trusted: Vec<(Vec<u8>, MeshTime)>| {
+            let signed = trusted.into_iter().map(|(value, since)| one(part.kind(), value, since));
+            signed.collect::<Vec<_>>()
+        };
+        let mut all = of(Part::HostIssuer, rings.host_issuer.trusted().collect());
+        all.extend(of(Part::CoordinatorIssuer, rings.coordinator_issuer.trusted().collect()));
+        all.extend(of(Part::SigningKey, rings.view.trusted().collect()));
+        let kind = cloison_proto::trust::TrustKind::CoordinatorAddress;
+        all.extend(addresses.iter().map(|a| one(kind, a.address.as_bytes().to_vec(), a.not_before)));
+        all
+    }
+
+    // How the keys change.
+
+    /// Wakes whenever the keys changed.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
+    /// How far a part's rotation is.
+    #[must_use]
+    pub fn stage(&self, part: Part) -> Stage {
+        let rings = self.rings.load();
+        match part {
+            Part::SigningKey => rings.view.stage(),
+            Part::HostIssuer => rings.host_issuer.stage(),
+            Part::CoordinatorIssuer => rings.coordinator_issuer.stage(),
+        }
+    }
+
+    /// The keys that nobody may trust any more, the newest last.
+    #[must_use]
+    pub fn retired(&self) -> Vec<Retired> {
+        self.rings.load().retired.clone()
+    }
+
+    /// Whether the key in use comes from a systemd credential: the operator has to put the new one there, and to take the old one away.
+    #[must_use]
+    pub fn is_from_credential(&self, part: Part) -> bool {
+        let rings = self.rings.load();
+        let stem = match part {
+            Part::SigningKey => &rings.view.current.stem,
+            Part::HostIssuer => &rings.host_issuer.current.stem,
+            Part::CoordinatorIssuer => &rings.coordinator_issuer.current.stem,
+        };
+        let folder = self.folder.as_ref();
+        folder.is_some_and(|folder| folder.credential(&format!("{stem}.key")).is_some())
+    }
+
+    /// Makes a part's next key and announces it; the present one stays in use. Waits for the disk.
+    ///
+    /// # Errors
+    /// [`RootsError::UnderWay`], and why nothing could be made or written.
+    pub fn announce(&self, part: Part, env: &Environment) -> Result<(), RootsError> {
+        let _turn = self.turn.lock();
+        if self.stage(part) != Stage::Settled {
+            return Err(RootsError::UnderWay(part));
+        }
+        let (since, mut rings) = (env.clock.now(), Rings::clone(&self.rings.load()));
+        let stem = self
+            .folder
+            .as_ref()
+            .map_or_else(|| part.stem().to_owned(), |folder| folder.free_stem(part));
+        match part {
+            Part::SigningKey => {
+                let key = signing_key(env)?;
+                if let Some(folder) = &self.folder {
+                    folder.write_key(&stem, &key)?;
+                }
+                rings.view.next = Some(Held::new(stem, since, key));
+            }
+            Part::HostIssuer => rings.host_issuer.next = Some(self.next_authority(stem, Usage::Client, since, env)?),
+            Part::CoordinatorIssuer => rings.coordinator_issuer.next = Some(self.next_authority(stem, Usage::Server, since, env)?),
+        }
+        self.put(rings)
+    }
+
+    fn next_authority(&self, stem: String, usage: Usage, since: MeshTime, env: &Environment) -> Result<Held<Authority>, RootsError> {
+        let identity = Identity {
+            created: since,
+            ..self.identity
+        };
+        let authority = self.root.subordinate(&identity, usage, env)?;
+        if let Some(folder) = &self.folder {
+            folder.write_authority(&stem, &authority)?;
+        }
+        Ok(Held::new(stem, since, authority))
+    }
+
+    /// Begins to use a part's announced key; whether there was one.
+    ///
+    /// # Errors
+    /// Why it could not be written down; then nothing changed.
+    pub fn switch(&self, part: Part, now: MeshTime) -> Result<bool, RootsError> {
+        let _turn = self.turn.lock();
+        let mut rings = Rings::clone(&self.rings.load());
+        let switched = match part {
+            Part::SigningKey => rings.view.switched(now).map(|ring| rings.view = ring),
+            Part::HostIssuer => rings.host_issuer.switched(now).map(|ring| rings.host_issuer = ring),
+            Part::CoordinatorIssuer => rings.coordinator_issuer.switched(now).map(|ring| rings.coordinator_issuer = ring),
+        };
+        match switched {
+            Some(()) => self.put(rings).map(|()| true),
+            None => Ok(false),
+        }
+    }
+
+    /// Ends all trust in a part's former key; whether there was one.
+    ///
+    /// # Errors
+    /// Why it could not be written down; then nothing changed.
+    pub fn retire(&self, part: Part, now: MeshTime) -> Result<bool, RootsError> {
+        let _turn = self.turn.lock();
+        let mut rings = Rings::clone(&self.rings.load());
+        let retired = match part {
+            Part::SigningKey => rings.view.retired(now, part).map(|(ring, gone)| (rings.view = ring, gone).1),
+            Part::HostIssuer => rings
+                .host_issuer
+                .retired(now, part)
+                .map(|(ring, gone)| (rings.host_issuer = ring, gone).1),
+            Part::CoordinatorIssuer => {
+                let retired = rings.coordinator_issuer.retired(now, part);
+                retired.map(|(ring, gone)| (rings.coordinator_issuer = ring, gone).1)
+            }
+        };
+        let Some(retired) = retired else { return Ok(false) };
+        rings.retired.push(retired);
+        let surplus = rings.retired.len().saturating_sub(MAX_RETIRED);
+        rings.retired.drain(..surplus);
+        self.put(rings).map(|()| true)
+    }
+
+    /// Keeps what changed, then works with it.
+    fn put(&self, rings: Rings) -> Result<(), RootsError> {
+        if let Some(folder) = &self.folder {
+            let index = Index {
+                signing_key: Some(Entry::of(&rings.view)),
+                host_issuer: Some(Entry::of(&rings.host_issuer)),
+                coordinator_issuer: Some(Entry::of(&rings.coordinator_issuer)),
+                retired: rings.retired.clone(),
+            };
+            folder.write_index(&index)?;
+            if let Err(error) = folder.remove_unnamed(&index) {
+                tracing::error!(%error, "a key that is no longer one of the mesh's could not be removed: remove it by hand");
+            }
+        }
+        self.rings.store(Arc::new(rings));
+        self.changed.send_replace(());
+        Ok(())
     }
 }
 
@@ -274,118 +472,13 @@ impl Authority {
         Ok(Self { key, certificate })
     }
 
-    fn subordinate(&self, key: SigningKey, identity: &Identity, usage: Usage, env: &Environment) -> Result<Self, RootsError> {
+    fn subordinate(&self, identity: &Identity, usage: Usage, env: &Environment) -> Result<Self, RootsError> {
+        let key = signing_key(env)?;
         let certificate = issue::authority(self, &key, identity.mesh, usage, issue::serial(env)?, identity.created)?;
-        Ok(Self { key, certificate })
-    }
-
-    fn load(dir: &Path, stem: &str) -> Result<Self, RootsError> {
-        let key = load_key(&key_path(dir, stem))?;
-        let path = certificate_path(dir, stem);
-        let certificate = CertificateDer::from_pem_slice(&read(&path)?).map_err(|error| damaged(&path, error))?;
-        if super::verify::key_of(&certificate) != Some(key.identity()) {
-            return Err(damaged(&path, "not the certificate of the key beside it"));
-        }
         Ok(Self { key, certificate })
     }
 }
 
 fn signing_key(env: &Environment) -> Result<SigningKey, EntropyError> {
     Ok(SigningKey::from_seed(&Zeroizing::new(env.random::<32>()?)))
-}
-
-fn key_path(dir: &Path, stem: &str) -> PathBuf {
-    dir.join(format!("{stem}.key"))
-}
-
-fn certificate_path(dir: &Path, stem: &str) -> PathBuf {
-    dir.join(format!("{stem}.pem"))
-}
-
-/// PEM (RFC 7468); 48 bytes of PKCS #8 fit on one line.
-fn key_pem(key: &SigningKey) -> Zeroizing<String> {
-    let body = Zeroizing::new(STANDARD.encode(key.to_pkcs8().as_slice()));
-    Zeroizing::new(format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", *body))
-}
-
-fn certificate_pem(certificate: &CertificateDer<'_>) -> String {
-    let body = STANDARD.encode(certificate);
-    let lines: String = body
-        .as_bytes()
-        .chunks(64)
-        .map(|line| format!("{}\n", String::from_utf8_lossy(line)))
-        .collect();
-    format!("-----BEGIN CERTIFICATE-----\n{lines}-----END CERTIFICATE-----\n")
-}
-
-fn load_key(path: &Path) -> Result<SigningKey, RootsError> {
-    let pem = Zeroizing::new(read(path)?);
-    let der = PrivatePkcs8KeyDer::from_pem_slice(&pem).map_err(|error| damaged(path, error))?;
-    let der = der.secret_pkcs8_der();
-    // The seed is the end of the one form that we write; what does not come out the same is another form.
-    let seed = der.last_chunk::<32>().ok_or_else(|| damaged(path, "too short for a key"))?;
-    let key = SigningKey::from_seed(seed);
-    if key.to_pkcs8().as_slice() == der {
-        Ok(key)
-    } else {
-        Err(damaged(path, "not an Ed25519 key in PKCS #8"))
-    }
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, RootsError> {
-    if path.exists() {
-        check_mode(path, 0o600)?;
-    }
-    match fs::read(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(damaged(path, "it is missing")),
-        other => other.map_err(io_error(path, "reading")),
-    }
-}
-
-/// Refuses what group or others may touch.
-pub(crate) fn check_mode(path: &Path, wanted: u32) -> Result<(), RootsError> {
-    let mode = fs::metadata(path).map_err(io_error(path, "looking at its mode"))?.mode() & 0o777;
-    if mode & 0o077 == 0 {
-        Ok(())
-    } else {
-        Err(RootsError::TooOpen {
-            path: shown(path),
-            mode,
-            wanted,
-        })
-    }
-}
-
-fn write_new(path: &Path, content: &[u8]) -> Result<(), RootsError> {
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(io_error(path, "creating"))?;
-    file.write_all(content)
-        .and_then(|()| file.sync_all())
-        .map_err(io_error(path, "writing"))
-}
-
-fn sync_directory(dir: &Path) -> Result<(), RootsError> {
-    fs::File::open(dir)
-        .and_then(|d| d.sync_all())
-        .map_err(io_error(dir, "making its content durable"))
-}
-
-fn shown(path: &Path) -> String {
-    path.display().to_string()
-}
-
-fn damaged(path: &Path, problem: impl std::fmt::Display) -> RootsError {
-    RootsError::Damaged {
-        path: shown(path),
-        problem: problem.to_string(),
-    }
-}
-
-fn io_error(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> RootsError {
-    let path = shown(path);
-    move |source| RootsError::Io { path, action, source }
 }

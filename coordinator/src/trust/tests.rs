@@ -61,7 +61,8 @@ fn a_certificate_speaks_for_its_host_and_its_key() -> TestResult {
         LinkedHost {
             host: HOST,
             identity: host_key().identity(),
-            serial: issued.serial
+            serial: issued.serial,
+            issuer: linked.issuer,
         }
     );
     assert_eq!(issued.not_after, START.plus(HOST_LIFETIME));
@@ -94,33 +95,36 @@ fn no_other_certificate_speaks_for_a_host() -> TestResult {
             others.issue_host(HOST, &host_key().identity(), &env)?.certificate,
         ),
         ("a coordinator's own", ours.issue_coordinator(&host_key(), &env)?.swap_remove(0)),
-        ("an authority's own", ours.host_issuer.certificate.clone()),
+        ("an authority's own", ours.host_issuer().certificate.clone()),
         ("the root", ours.root.certificate.clone()),
         (
             "a host's, from the coordinators' authority",
-            forged(&ours.coordinator_issuer, vec![host()?], client())?,
+            forged(&ours.coordinator_issuer(), vec![host()?], client())?,
         ),
         ("a host's, straight from the root", forged(&ours.root, vec![host()?], client())?),
         (
             "a coordinator's name from the hosts' authority",
-            forged(&ours.host_issuer, vec![coordinator.clone()], client())?,
+            forged(&ours.host_issuer(), vec![coordinator.clone()], client())?,
         ),
-        ("two names", forged(&ours.host_issuer, vec![host()?, coordinator], client())?),
-        ("the same name twice", forged(&ours.host_issuer, vec![host()?, host()?], client())?),
-        ("a DNS name besides", forged(&ours.host_issuer, vec![host()?, dns], client())?),
-        ("no name", forged(&ours.host_issuer, vec![], client())?),
+        ("two names", forged(&ours.host_issuer(), vec![host()?, coordinator], client())?),
+        (
+            "the same name twice",
+            forged(&ours.host_issuer(), vec![host()?, host()?], client())?,
+        ),
+        ("a DNS name besides", forged(&ours.host_issuer(), vec![host()?, dns], client())?),
+        ("no name", forged(&ours.host_issuer(), vec![], client())?),
         (
             "a host of another mesh",
-            forged(&ours.host_issuer, vec![uri(Role::Host(HOST), MeshId([9; 16]))?], client())?,
+            forged(&ours.host_issuer(), vec![uri(Role::Host(HOST), MeshId([9; 16]))?], client())?,
         ),
-        ("no usage", forged(&ours.host_issuer, vec![host()?], vec![])?),
+        ("no usage", forged(&ours.host_issuer(), vec![host()?], vec![])?),
         (
             "a server's usage",
-            forged(&ours.host_issuer, vec![host()?], vec![ExtendedKeyUsagePurpose::ServerAuth])?,
+            forged(&ours.host_issuer(), vec![host()?], vec![ExtendedKeyUsagePurpose::ServerAuth])?,
         ),
         ("no certificate", CertificateDer::from(vec![0x30, 0x00])),
     ];
-    let good = forged(&ours.host_issuer, vec![host()?], client())?;
+    let good = forged(&ours.host_issuer(), vec![host()?], client())?;
     let verifier = HostVerifier::new(ours);
     assert!(
         verifier.host_of(std::slice::from_ref(&good), START).is_ok(),
@@ -227,8 +231,8 @@ fn what_hosts_are_told_to_trust_holds_and_is_the_same_each_time() -> TestResult 
     let bytes = |all: &[cloison_proto::signed::Signed]| all.iter().map(|s| s.to_bytes()).collect::<Vec<_>>();
     assert_eq!(bytes(&statements), bytes(&roots.statements(&addresses)));
     let trust = Trust::with_items(MESH, roots.root_key(), &statements, START)?;
-    assert_eq!(trust.host_issuers(), [roots.host_issuer.certificate.to_vec()]);
-    assert_eq!(trust.coordinator_issuers(), [roots.coordinator_issuer.certificate.to_vec()]);
+    assert_eq!(trust.host_issuers(), [roots.host_issuer().certificate.to_vec()]);
+    assert_eq!(trust.coordinator_issuers(), [roots.coordinator_issuer().certificate.to_vec()]);
     assert!(trust.addresses().is_empty(), "not before its time");
     Ok(())
 }

@@ -15,6 +15,7 @@ use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, SignatureScheme};
 use rustls_pki_types::{CertificateDer, UnixTime};
+use sha2::{Digest as _, Sha256};
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 
 use super::from_spki;
@@ -50,6 +51,8 @@ pub struct LinkedHost {
     pub identity: IdentityKey,
     /// The certificate's serial number: [`crate::store::Store::admit_certificate`] judges it.
     pub serial: Serial,
+    /// SHA-256 of the certificate of the authority that signed it.
+    pub issuer: [u8; 32],
 }
 
 /// Judges hosts' certificates, in the TLS handshake and after it. A peer without any certificate passes the handshake: it may only join.
@@ -75,7 +78,32 @@ impl HostVerifier {
     /// [`VerifyError`].
     pub fn host_of(&self, chain: &[CertificateDer<'_>], now: MeshTime) -> Result<LinkedHost, VerifyError> {
         let leaf = EndEntityCert::try_from(chain.first().ok_or(VerifyError::None)?).map_err(VerifyError::Certificate)?;
-        let issuer = anchor_from_trusted_cert(&self.roots.host_issuer.certificate).map_err(VerifyError::Certificate)?;
+        let issuers = self.roots.host_issuers();
+        let mut last = Err(VerifyError::None);
+        for issuer in &issuers {
+            match self.host_by(&leaf, issuer, now) {
+                Ok(linked) => return Ok(linked),
+                Err(error) => last = Err(error),
+            }
+        }
+        last
+    }
+
+    /// Whether the authority that signed a host's certificate is still trusted.
+    #[must_use]
+    pub fn trusts(&self, linked: &LinkedHost) -> bool {
+        self.roots.host_issuers().iter().any(|issuer| digest(issuer) == linked.issuer)
+    }
+
+    /// Whether the authority that signed a host's certificate is the one that signs new ones.
+    #[must_use]
+    pub fn is_current(&self, linked: &LinkedHost) -> bool {
+        digest(&self.roots.host_issuer().certificate) == linked.issuer
+    }
+
+    /// Who a leaf speaks for by this authority.
+    fn host_by(&self, leaf: &EndEntityCert<'_>, authority: &CertificateDer<'_>, now: MeshTime) -> Result<LinkedHost, VerifyError> {
+        let issuer = anchor_from_trusted_cert(authority).map_err(VerifyError::Certificate)?;
         let time = UnixTime::since_unix_epoch(std::time::Duration::from_secs(now.0));
         leaf.verify_for_usage(
             &[webpki::aws_lc_rs::ED25519],
@@ -100,7 +128,12 @@ impl HostVerifier {
         };
         let identity = from_spki(&leaf.subject_public_key_info()).map_err(|_| VerifyError::Content)?;
         let serial = leaf.serial().try_into().map(Serial).map_err(|_| VerifyError::Content)?;
-        Ok(LinkedHost { host, identity, serial })
+        Ok(LinkedHost {
+            host,
+            identity,
+            serial,
+            issuer: digest(authority),
+        })
     }
 }
 
@@ -147,6 +180,10 @@ impl ClientCertVerifier for HostVerifier {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         vec![SignatureScheme::ED25519]
     }
+}
+
+fn digest(certificate: &CertificateDer<'_>) -> [u8; 32] {
+    Sha256::digest(certificate).into()
 }
 
 /// The Ed25519 key of a certificate.

@@ -80,12 +80,26 @@ impl Coordinator {
         let publisher = Publisher::new(store.clone(), Arc::clone(&roots));
         let identity = ServerIdentity::new(Arc::clone(&roots), Environment::system())?;
         let config = ListenerConfig::at(([127, 0, 0, 1], 0).into());
-        let listener = Listener::bind(config, identity, store.clone(), Arc::clone(&roots), Arc::clone(publisher.hub()))?;
+        let listener = Listener::bind(
+            config,
+            Arc::clone(&identity),
+            store.clone(),
+            Arc::clone(&roots),
+            Arc::clone(publisher.hub()),
+        )?;
         let address = listener.local_addr()?;
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let tasks = vec![
             tokio::spawn(Arc::clone(&publisher).run()),
-            tokio::spawn(Keeper::new(store.clone(), Arc::clone(publisher.hub())).run()),
+            tokio::spawn(
+                Keeper::new(
+                    store.clone(),
+                    Arc::clone(publisher.hub()),
+                    Arc::clone(&roots),
+                    Arc::clone(&identity),
+                )
+                .run(),
+            ),
             tokio::spawn(listener.run(async {
                 let _ = stopped.await;
             })),
@@ -438,6 +452,9 @@ impl Link {
                     version: view.header().version,
                     state_hash: view.header().state_hash,
                 };
+                let (root, items) = (*self.trust.root(), &view.content().trust);
+                self.trust = Trust::with_items(agent.joined.mesh, root, items, MeshTime(u64::MAX - 1))?;
+                agent.joined.trust.clone_from(items);
                 agent.view = Some(*view);
                 self.say(ack).await?;
                 return Ok(by_delta);
