@@ -43,8 +43,8 @@ async fn a_claim_changes_nothing_and_a_proof_ends_all_changes_until_recovery() -
     let foreign = later(app.host()).sign(&SigningKey::from_seed(&[9; 32]));
     for view in [
         foreign,
-        later(other.host()).sign(mesh.roots.view_key()),
-        header.sign(mesh.roots.view_key()),
+        later(other.host()).sign(&mesh.roots.view_key()),
+        header.sign(&mesh.roots.view_key()),
     ] {
         link.say(Held { view }).await?;
     }
@@ -59,7 +59,7 @@ async fn a_claim_changes_nothing_and_a_proof_ends_all_changes_until_recovery() -
     assert!(mesh.store.inventory().read_only.is_none());
 
     let late = mesh.token("late-1").await?;
-    let view = later(app.host()).sign(mesh.roots.view_key());
+    let view = later(app.host()).sign(&mesh.roots.view_key());
     link.say(Held { view }).await?;
     let begun = Instant::now();
     while mesh.store.inventory().read_only.is_none() {
