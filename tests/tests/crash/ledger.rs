@@ -93,7 +93,10 @@ impl Ledger {
         let applied = u64::try_from(audit.done().filter(|leaf| leaf.action == "policy.apply").count())?;
         let in_force = inventory.policy.as_ref().map_or(0, |policy| policy.version.0);
         ensure!(applied == in_force, "policy {in_force}, and {applied} leaves");
-        for (version, text) in self.policies.iter().rev().take(30) {
+        let newest = self.policies.keys().last().copied().unwrap_or(0);
+        ensure!(newest <= in_force, "policy {newest} was acknowledged, and {in_force} is in force");
+        // The last 32 are kept, those among them that got no answer.
+        for (version, text) in self.policies.range(in_force.saturating_sub(31)..) {
             let kept = store
                 .policy(PolicyVersion(*version))
                 .await
