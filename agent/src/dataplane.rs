@@ -113,6 +113,8 @@ pub struct Dataplane {
     manager: Manager,
     /// TUNs of the agent before, until the first view says where they belong.
     kept: Vec<Kept>,
+    /// Whose TUNs were kept, until then.
+    kept_for: Vec<String>,
 }
 
 /// Where each instance hangs, or why it does not.
@@ -133,6 +135,7 @@ impl Dataplane {
     /// [`StartError`].
     pub fn resume(config: Config, engine: Arc<MeshEngine>, manager: Manager, kept: Vec<Kept>) -> Result<Self, StartError> {
         let mut host = Site::lasting(NetNs::current()?);
+        let kept_for = kept.iter().map(|kept| kept.component.clone()).collect();
         let (at_host, kept): (Vec<_>, Vec<_>) = kept.into_iter().partition(|kept| kept.namespace.id() == host.id());
         at_host.into_iter().for_each(|kept| host.keep(kept.tun, &config.tun));
         let sockets = Udp::listen(config.port, config.workers)?;
@@ -151,6 +154,7 @@ impl Dataplane {
             retry: false,
             manager,
             kept,
+            kept_for,
         })
     }
 
@@ -182,7 +186,7 @@ impl Dataplane {
         let gone = self.take_tuns(settled);
         let installed = self.install(&new, &gone);
         self.forget_namespaces(&new.view);
-        self.kept.clear();
+        self.forget_kept();
         self.in_force = Some(new);
         Ok(installed)
     }
@@ -340,7 +344,7 @@ impl Dataplane {
             };
             self.report.insert(component, enforcement);
         }
-        old.keys().for_each(|component| self.manager.forget(component));
+        old.keys().for_each(|component| self.manager.forget(component.as_str()));
         old.into_values().collect()
     }
 
@@ -364,6 +368,16 @@ impl Dataplane {
         self.installer.end();
         self.workers.set_tuns(tuns);
         installed
+    }
+
+    /// Lets go of what was kept for components that have no TUN any more.
+    fn forget_kept(&mut self) {
+        self.kept.clear();
+        for component in std::mem::take(&mut self.kept_for) {
+            if !self.tuns.keys().any(|with_tun| with_tun.as_str() == component) {
+                self.manager.forget(&component);
+            }
+        }
     }
 
     /// Leaves namespaces in which no instance is attached any more as they were before.

@@ -8,7 +8,7 @@ use cloison_proto::key::{SigningKey, VerifyingKey};
 use cloison_proto::label::{ComponentName, HostName};
 use cloison_proto::signed::Signed;
 use cloison_proto::token::{EnrollmentToken, TokenError};
-use cloison_proto::trust::{Role, SpiffeId, Trust, TrustError, root_pin};
+use cloison_proto::trust::{BACKDATED, Role, SpiffeId, Trust, TrustError, root_pin};
 use cloison_proto::version::MeshTime;
 use tokio::time::timeout;
 
@@ -177,7 +177,7 @@ pub async fn join(dir: &StateDir, text: &str, coordinators: &[String], wall: Wal
 
     // The answer must hold by what the token pins, before any of it is kept.
     let root = pinned_root(&joined, &token)?;
-    let (mut membership, _) = accept(&joined, token.mesh, root, &keys.identity, wall)?;
+    let (mut membership, _) = accept(&joined, token.mesh, root, &keys.identity)?;
     membership.addresses = addresses.to_vec();
     store_certificate(dir, &joined.certificate)?;
     membership.store(dir)?;
@@ -218,7 +218,6 @@ pub async fn renew(
     attempt: Attempt,
     identity: &SigningKey,
 ) -> Result<Renewed, EnrollError> {
-    let wall = attempt.wall;
     let mut frames = match connection::join(address, attempt.clone()).await {
         Err(ConnectionError::Untrusted { .. }) => {
             let anchors = Anchors::Pin(root_pin(&us.root));
@@ -240,7 +239,7 @@ pub async fn renew(
     if joined.host != us.host {
         return Err(EnrollError::Answer("it is about another host"));
     }
-    let (_, window) = accept(&joined, us.mesh, us.root, identity, wall)?;
+    let (_, window) = accept(&joined, us.mesh, us.root, identity)?;
     store_certificate(dir, &joined.certificate)?;
     Ok(Renewed {
         certificate: joined.certificate,
@@ -349,13 +348,7 @@ fn pinned_root(joined: &Joined, token: &EnrollmentToken) -> Result<VerifyingKey,
 }
 
 /// Checks an answer against mesh, root and our own key, and makes a membership of it.
-fn accept(
-    joined: &Joined,
-    mesh: MeshId,
-    root: VerifyingKey,
-    identity: &SigningKey,
-    wall: WallTime,
-) -> Result<(Membership, Window), EnrollError> {
+fn accept(joined: &Joined, mesh: MeshId, root: VerifyingKey, identity: &SigningKey) -> Result<(Membership, Window), EnrollError> {
     if joined.mesh != mesh {
         return Err(EnrollError::Answer("it is about another mesh"));
     }
@@ -364,8 +357,9 @@ fn accept(
         role: Role::Host(joined.host),
     };
     let window = check_host(&joined.certificate, wanted, &identity.identity())?;
-    // The certificate was made a moment ago: a wall clock outside of it is moved to the nearest time inside.
-    let known_time = MeshTime(window.judge_at(wall, MeshTime(0)).unwrap_or(window.not_before));
+    // The certificate was made a moment ago, so it tells the time: better than a wall clock that may be off by years, or by those seconds
+    // by which the mesh itself is older.
+    let known_time = MeshTime(window.not_before).plus(BACKDATED).min(MeshTime(window.not_after));
     let trust = Trust::with_items(mesh, root, &joined.trust, known_time)?;
     if trust.coordinator_issuers().is_empty() {
         return Err(EnrollError::Answer("it names no issuer of coordinators"));

@@ -31,6 +31,8 @@ const PINGS: u32 = 4;
 /// A TUN that was kept open while there was no agent.
 #[derive(Debug)]
 pub struct Kept {
+    /// Whose it was.
+    pub component: String,
     /// The TUN.
     pub tun: Tun,
     /// Where it is.
@@ -59,17 +61,18 @@ impl Manager {
             tracing::warn!(%error, "what the service manager passed cannot be used");
             Vec::new()
         });
-        let adopted = passed.into_iter().filter_map(|(name, fd)| match Tun::adopt(fd) {
-            Ok((tun, namespace)) if name.starts_with(TUN) => Some(Kept { tun, namespace }),
-            Ok((tun, _)) => {
-                tracing::warn!(name, ?tun, "a TUN was kept under a name that is not ours");
-                None
-            }
-            Err(error) => {
-                tracing::warn!(name, error = crate::dataplane::with_causes(&error), "closing what was kept");
-                self.forget_name(&name);
-                None
-            }
+        let adopted = passed.into_iter().filter_map(|(name, fd)| {
+            let error = match (Tun::adopt(fd), name.strip_prefix(TUN)) {
+                (Ok((tun, namespace)), Some(component)) => {
+                    let component = component.to_owned();
+                    return Some(Kept { component, tun, namespace });
+                }
+                (Ok(_), None) => "its name is not one of ours".to_owned(),
+                (Err(error), _) => crate::dataplane::with_causes(&error),
+            };
+            tracing::warn!(name, error, "closing what was kept");
+            self.forget_name(&name);
+            None
         });
         adopted.collect()
     }
@@ -85,7 +88,7 @@ impl Manager {
     }
 
     /// Has the TUN of a component kept no longer.
-    pub fn forget(self, component: &ComponentName) {
+    pub fn forget(self, component: &str) {
         self.forget_name(&format!("{TUN}{component}"));
     }
 

@@ -197,13 +197,18 @@ struct Agent {
     denials: Denials,
     /// Where peers were last heard, in this run or before it.
     heard: BTreeMap<HostId, SocketAddr>,
+    /// The peers with sessions, as they are on disk.
+    live: Option<BTreeSet<HostId>>,
     started: Timestamp,
     duties: duties::Schedule,
     /// What was found damaged at the start.
     problems: Vec<String>,
     /// The last warning of the link, for `status`.
     link_warning: Option<String>,
+    /// Whether the coordinator's certificate was not valid at this host's time.
     clock_off: bool,
+    /// How far the wall clock is off, by what people were told last.
+    clock_told: Option<i64>,
     manager: Manager,
     watchdog: Option<Watchdog>,
     /// The line that the service manager was told last.
@@ -247,11 +252,13 @@ impl Agent {
             steps: StepWatch::new(moment.wall, moment.boottime),
             denials: Denials::default(),
             heard: view_cache::load_endpoints(&dir)?,
+            live: view_cache::load_live(&dir)?,
             started: moment.boottime,
             duties: duties::Schedule::new(moment.boottime),
             problems: cached.problems.clone(),
             link_warning: None,
             clock_off: false,
+            clock_told: None,
             manager,
             watchdog: manager.watchdog(moment.boottime),
             told: String::new(),
@@ -305,7 +312,9 @@ impl Agent {
         for (host, endpoint) in &self.heard {
             self.engine.remember(*host, *endpoint);
         }
-        for host in view.content().peers.keys() {
+        // Whoever has a session goes on sealing for it. The engine paces these beginnings; the others begin when there is something to say.
+        let was_live = |host: &&HostId| self.live.as_ref().is_none_or(|live| live.contains(host));
+        for host in view.content().peers.keys().filter(was_live) {
             self.engine.want_handshake(*host);
         }
         self.dataplane.lock().tick_soon();
@@ -349,7 +358,9 @@ impl Agent {
         tracing::info!("stopping");
         self.session.close("shutdown").await;
         self.persist_lease();
-        self.persist_endpoints();
+        if let Err(error) = self.persist_peers() {
+            tracing::warn!(%error, "cannot keep where the peers are; the next start asks the coordinator");
+        }
     }
 
     /// What is left of the lease at `now`.
@@ -376,24 +387,32 @@ impl Agent {
         }
     }
 
-    /// What is known of peers outlives a time without a view, and nothing else: of others, nothing is kept.
-    fn persist_endpoints(&mut self) {
-        let Some(view) = self.link.installed_content() else { return };
-        self.heard.retain(|host, _| view.peers.contains_key(host));
-        let peers = self.engine.peers(clock::now());
-        self.heard
-            .extend(peers.into_iter().filter_map(|p| Some((p.host, p.endpoint?.remote))));
-        if let Err(error) = view_cache::store_endpoints(&self.dir, &self.heard) {
-            tracing::warn!(%error, "cannot keep the peers' endpoints");
+    /// Keeps where peers were heard and with whom there are sessions, if that changed: the next start begins with them. It outlives a time
+    /// without a view; of hosts that are no peers any more, nothing is kept. Returns whether something was written.
+    ///
+    /// # Errors
+    /// [`StateError`]; it is tried again at the next change.
+    fn persist_peers(&mut self) -> Result<bool, StateError> {
+        let Some(view) = self.link.installed_content() else {
+            return Ok(false);
+        };
+        let mut heard = self.heard.clone();
+        heard.retain(|host, _| view.peers.contains_key(host));
+        let mut live = BTreeSet::new();
+        for peer in self.engine.peers(clock::now()) {
+            heard.extend(peer.endpoint.map(|endpoint| (peer.host, endpoint.remote)));
+            live.extend(peer.session_age.map(|_| peer.host));
         }
-    }
-
-    /// Keeps a peer that was heard for the first time at once: after a power cut with the coordinator away, the disk is all that is known.
-    fn persist_new_endpoints(&mut self) {
-        let peers = self.engine.peers(clock::now());
-        if peers.iter().any(|p| p.endpoint.is_some() && !self.heard.contains_key(&p.host)) {
-            self.persist_endpoints();
+        let (moved, changed) = (self.heard != heard, self.live.as_ref() != Some(&live));
+        if moved {
+            view_cache::store_endpoints(&self.dir, &heard)?;
+            self.heard = heard;
         }
+        if changed {
+            view_cache::store_live(&self.dir, &live)?;
+            self.live = Some(live);
+        }
+        Ok(moved || changed)
     }
 
     fn take_hints(&self, hints: Vec<cloison_proto::control::coordinator::PeerHint>) {

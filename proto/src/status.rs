@@ -129,6 +129,9 @@ pub struct Status {
     pub state_hash: Option<String>,
     /// The lease of the view in force.
     pub lease: Lease,
+    /// How far this host's wall clock is ahead of the mesh's (negative: behind), in seconds; `None` until a lease told the mesh's time.
+    #[serde(default)]
+    pub clock_offset_secs: Option<i64>,
     /// The link with the coordinator.
     pub link: Link,
     /// This host's WireGuard key.

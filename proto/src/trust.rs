@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use minicbor::{Decode, Encode};
 use sha2::{Digest as _, Sha256};
@@ -17,6 +18,10 @@ use crate::version::MeshTime;
 use crate::view::Items;
 
 const CONTEXT: &str = "cloison/trust/v1";
+
+/// How far the validity of a certificate begins before the moment of its issue: clocks that are a little behind take it at once, and whoever
+/// was just given one learns from it what time it is.
+pub const BACKDATED: Duration = Duration::from_secs(3600);
 
 /// ALPN of a host's control link.
 pub const ALPN_LINK: &[u8] = b"cloison-link/1";

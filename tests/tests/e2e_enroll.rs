@@ -8,7 +8,7 @@ use cloison_tests::lab::agent::Agent;
 use cloison_tests::lab::coordinator::Coordinator;
 use cloison_tests::lab::mesh::Mesh;
 use cloison_tests::lab::process::Process;
-use cloison_tests::lab::programs;
+use cloison_tests::lab::{programs, wait_for};
 
 /// Agents that race for one token, and how many times.
 const RACERS: usize = 50;
@@ -144,5 +144,60 @@ fn a_host_cannot_choose_its_name_and_a_name_cannot_be_taken_twice() -> Result<()
     ensure!(hosts(&mesh.coordinator)? == ["db-1"]);
     let again: Agent = Agent::configure(mesh.host("imposter")?, "host = \"db-1\"\n")?;
     again.command(&["status"])?.refused()?;
+    mesh.finish()
+}
+
+/// A folder as systemd makes it for a service, with this as its enrollment token.
+fn credentials(agent: &Agent, token: &str) -> Result<(String, String)> {
+    let folder = agent.state().with_extension("credentials");
+    std::fs::create_dir_all(&folder)?;
+    std::fs::write(folder.join("cloison.token"), token)?;
+    Ok(("CREDENTIALS_DIRECTORY".to_owned(), folder.display().to_string()))
+}
+
+#[test]
+fn a_service_enrolls_by_itself_with_the_token_that_it_is_given_as_a_credential() -> Result<()> {
+    let mut mesh = Mesh::builder("e2e-credential", &["first", "second"]).start()?;
+    let token = mesh.coordinator.token("first")?;
+    let credential = credentials(mesh.agent("first")?, &token)?;
+    mesh.coordinator.kill()?;
+    let agent = mesh.agent_mut("first")?;
+    agent.set_environment([credential]);
+    agent.manage(Duration::from_secs(10))?;
+    agent.launch()?;
+    // No coordinator in reach: it waits, says so, and asks for more time.
+    agent.process()?.wait_for_line("not enrolled yet", RACE_LIMIT)?;
+    let said = |mesh: &Mesh, what: &str| -> Result<bool> {
+        let manager = mesh.agent("first")?.manager()?;
+        Ok(manager.said().iter().any(|(_, line)| line.starts_with(what)))
+    };
+    ensure!(!said(&mesh, "READY=1")?);
+    mesh.coordinator.serve()?;
+    wait_for("the host to be enrolled and ready", RACE_LIMIT, || {
+        Ok(said(&mesh, "READY=1")?.then_some(()))
+    })?;
+    ensure!(said(&mesh, "EXTEND_TIMEOUT_USEC=")? && said(&mesh, "STATUS=not enrolled yet")?);
+    ensure!(hosts(&mesh.coordinator)? == ["first"]);
+
+    // The same host may use its token again for a while: a start that was cut off before anything was kept is repeated.
+    mesh.agent_mut("first")?.kill()?;
+    std::fs::remove_file(mesh.agent("first")?.state().join("membership"))?;
+    mesh.agent_mut("first")?.start()?;
+    ensure!(hosts(&mesh.coordinator)? == ["first"]);
+
+    // Another host may not, and neither helps a text that is no token: only a person can change that, and the exit status says so.
+    let refused = credentials(mesh.agent("second")?, &token)?;
+    let folder = mesh.agent("second")?.state().with_extension("credentials");
+    mesh.agent_mut("second")?.set_environment([refused]);
+    for (content, says) in [
+        (token.as_str(), "enroll_denied"),
+        ("cloison1_nothing", "no enrollment token"),
+        ("", "nothing in it"),
+    ] {
+        std::fs::write(folder.join("cloison.token"), content)?;
+        let ended = mesh.agent("second")?.command(&["run"])?;
+        ensure!(ended.status.code() == Some(78) && ended.stderr.contains(says), "{ended:?}");
+        ensure!(!ended.stderr.contains(&token), "the token was printed");
+    }
     mesh.finish()
 }

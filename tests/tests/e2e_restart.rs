@@ -156,6 +156,19 @@ fn what_a_service_manager_kept_that_is_not_ours_is_closed() -> Result<()> {
     })?;
     ensure!(mesh.agent("app-1")?.log()?.contains("closing what was kept"));
 
+    // While the agent is away, its component goes; with it go the interface and what is kept.
+    mesh.agent_mut("app-1")?.stop()?;
+    let without = POLICY.replace("  n8n:      {on: app-1,", "  n8n:      {on: db-2,");
+    mesh.coordinator.apply(&without)?;
+    mesh.agent_mut("app-1")?.launch()?;
+    wait_for("the interface to go", PATIENCE, || {
+        let shown = mesh.host("app-1")?.net().run(&["ip", "link", "show", "dev", "cloison0"])?;
+        Ok((!shown.status.success() && mesh.agent("app-1")?.manager()?.kept().is_empty()).then_some(()))
+    })?;
+    drop(streams);
+    mesh.coordinator.apply_and_wait(POLICY)?;
+    let streams = Streams::open(&mesh)?;
+
     // A stop of the unit closes what is kept; the interface stays nevertheless, and so do its addresses.
     mesh.agent_mut("app-1")?.stop()?;
     mesh.agent("app-1")?.manager()?.drop_kept();

@@ -172,6 +172,7 @@ mod tests {
                 valid_for_secs: 1_000,
                 mesh_time: MeshTime(0),
             },
+            clock_offset_secs: None,
             link: Link::Connecting,
             wg_key: KeyStatus {
                 current: WgPrivateKey::from_bytes([3; 32]).public(),

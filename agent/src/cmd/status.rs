@@ -51,6 +51,13 @@ fn text(status: &Status) -> String {
         vec!["agent".into(), format!("{}, up {}", status.software, span(status.uptime_secs))],
     ];
     head.extend(names(&status.names).map(|text| vec!["names".into(), text]));
+    if let Some(offset) = status.clock_offset_secs.filter(|offset| offset.unsigned_abs() > 1) {
+        let direction = if offset < 0 { "behind" } else { "ahead of" };
+        head.push(vec![
+            "clock".into(),
+            format!("{} {direction} the mesh's", span(offset.unsigned_abs())),
+        ]);
+    }
     if status.ignored_items > 0 {
         head.push(vec![
             "ignored".into(),

@@ -378,6 +378,12 @@ impl Link {
         self.clock.at(now)
     }
 
+    /// Mesh time at the moment `now`, if a lease told it since the agent started: before, it is a guess that may follow the wall clock.
+    #[must_use]
+    pub fn told_time(&self, now: Timestamp) -> Option<MeshTime> {
+        self.clock.told_at(now)
+    }
+
     /// Whom this host trusts.
     #[must_use]
     pub const fn trust(&self) -> &Trust {

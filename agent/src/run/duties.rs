@@ -31,6 +31,15 @@ const ANNOUNCE_EVERY: Duration = Duration::from_secs(30);
 /// How long after a change the machine is looked at: changes come in groups, and never is it looked at more often than this.
 const SETTLE: Duration = Duration::from_millis(300);
 
+/// How often it is looked whether peers came, went or moved, how long after a write the next one is, and after one that failed. After a
+/// kill, a peer of which the disk knows nothing yet is found by its next packet or ours only.
+const PEERS_CHECK: Duration = Duration::from_secs(1);
+const PEERS_WRITTEN: Duration = Duration::from_secs(5);
+const PEERS_FAILED: Duration = Duration::from_secs(60);
+
+/// A wall clock that is off by more is worth a warning: certificates, logs and tokens are judged by it elsewhere.
+const CLOCK_TOLERANCE_SECS: u64 = 60;
+
 /// How often the wall clock is watched, and a refused write repeated.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
 
@@ -40,6 +49,7 @@ pub(super) struct Schedule {
     check: Timestamp,
     announce: Timestamp,
     watch: Timestamp,
+    peers: Timestamp,
     persist: Timestamp,
     denials: Timestamp,
 }
@@ -51,6 +61,7 @@ impl Schedule {
             check: now + CHECK_EVERY,
             announce: now + ANNOUNCE_EVERY,
             watch: now + WATCH_EVERY,
+            peers: now + PEERS_CHECK,
             persist: now + PERSIST_EVERY,
             denials: now + telemetry::EVERY,
         }
@@ -84,6 +95,9 @@ impl Agent {
             self.save_again().await;
             self.rotate().await;
         }
+        if due(&mut self.duties.peers, now, PEERS_CHECK) {
+            self.keep_peers(now);
+        }
         if due(&mut self.duties.check, now, CHECK_EVERY) {
             let dataplane = self.dataplane.clone();
             if blocking(move || dataplane.lock().check()).await.unwrap_or(false) {
@@ -92,18 +106,46 @@ impl Agent {
                 self.carry_out(outputs).await;
             }
             self.name();
-            self.persist_new_endpoints();
         }
         if due(&mut self.duties.announce, now, ANNOUNCE_EVERY) {
             self.announce().await;
         }
         if due(&mut self.duties.persist, now, PERSIST_EVERY) {
             self.persist_lease();
-            self.persist_endpoints();
         }
         if due(&mut self.duties.denials, now, telemetry::EVERY) {
             self.denials.sample(self.engine.stats(), now);
         }
+    }
+
+    fn keep_peers(&mut self, now: Timestamp) {
+        match self.persist_peers() {
+            Ok(false) => {}
+            Ok(true) => self.duties.peers = now + PEERS_WRITTEN,
+            Err(error) => {
+                tracing::warn!(%error, "cannot keep where the peers are; a restart asks the coordinator");
+                self.duties.peers = now + PEERS_FAILED;
+            }
+        }
+    }
+
+    /// How far the wall clock is ahead of the mesh's (negative: behind), in seconds; `None` until a lease told the mesh's time.
+    fn clock_offset(&self, now: Timestamp) -> Option<i64> {
+        let mesh = self.link.told_time(now)?;
+        i64::try_from(i128::from(wall_now().0) - i128::from(mesh.0)).ok()
+    }
+
+    /// Says once that the wall clock is off, and once that it is right again.
+    fn tell_clock(&mut self, now: Timestamp) {
+        let off = self.clock_offset(now).filter(|offset| offset.unsigned_abs() > CLOCK_TOLERANCE_SECS);
+        let moved = |before: i64, after: i64| before.abs_diff(after) > CLOCK_TOLERANCE_SECS;
+        match (self.clock_told, off) {
+            (Some(before), Some(after)) if !moved(before, after) => return,
+            (_, Some(offset)) => tracing::warn!(offset_secs = offset, "{}", clock_warning(offset)),
+            (Some(_), None) => tracing::info!("this host's clock agrees with the mesh's again"),
+            (None, None) => return,
+        }
+        self.clock_told = off;
     }
 
     /// One line for `systemctl status`, when it changed.
@@ -144,6 +186,7 @@ impl Agent {
 
     /// A wall clock that stepped back makes handshakes that peers refuse: a raised incarnation has them begin anew.
     async fn watch_clock(&mut self, now: Timestamp) {
+        self.tell_clock(now);
         if !self.steps.stepped_back(wall_now(), now) {
             return;
         }
@@ -312,6 +355,7 @@ impl Agent {
                 valid_for_secs: self.lease.as_ref().map_or(0, |(held, _)| held.lease.valid_for_secs),
                 mesh_time: self.link.mesh_time(now),
             },
+            clock_offset_secs: self.clock_offset(now),
             link: self.shown_link(now),
             wg_key: self.key_status(),
             peers: view.as_ref().map_or_else(Vec::new, |v| answer::peers(v, &self.engine)),
@@ -350,8 +394,10 @@ impl Agent {
                 left.as_secs().div_ceil(60)
             ));
         }
-        if self.clock_off {
-            warnings.push(CLOCK_OFF.into());
+        match self.clock_offset(now) {
+            Some(offset) if offset.unsigned_abs() > CLOCK_TOLERANCE_SECS => warnings.push(clock_warning(offset)),
+            None if self.clock_off => warnings.push(CLOCK_OFF.into()),
+            Some(_) | None => {}
         }
         if self.unsaved {
             warnings.push("the view in force could not be written to disk: a restart would begin with an older one or none".into());
@@ -369,4 +415,13 @@ impl Agent {
         warnings.extend(self.link_warning.clone());
         warnings
     }
+}
+
+/// What is said of a wall clock that is off by so many seconds.
+fn clock_warning(offset: i64) -> String {
+    let direction = if offset < 0 { "behind" } else { "ahead of" };
+    format!(
+        "this host's clock is {} {direction} the mesh's: set it (`timedatectl`); nothing stops because of it",
+        span(offset.unsigned_abs())
+    )
 }

@@ -85,6 +85,12 @@ impl MeshClock {
         self.base.plus(at.since(self.at))
     }
 
+    /// Mesh time at the moment `at`, if a lease told it since the agent started.
+    #[must_use]
+    pub fn told_at(self, at: Timestamp) -> Option<MeshTime> {
+        self.told.then(|| self.at(at))
+    }
+
     /// Takes up what a new signed lease said.
     pub fn learn(&mut self, issued_at: MeshTime, at: Timestamp) {
         let slack = Self::SLACK + at.since(self.at) / Self::DRIFT;

@@ -47,11 +47,13 @@ pub enum File {
     Endpoints,
     /// The hosts file with this host's block, and a write to it that is under way.
     Hosts,
+    /// The peers that there were sessions with.
+    Live,
 }
 
 impl File {
     /// Every file, in no order that matters.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::IdentityKey,
         Self::WgKey,
         Self::NextWgKey,
@@ -64,6 +66,7 @@ impl File {
         Self::Incarnation,
         Self::Endpoints,
         Self::Hosts,
+        Self::Live,
     ];
 
     /// The file's name in the directory.
@@ -82,6 +85,7 @@ impl File {
             Self::Incarnation => "incarnation",
             Self::Endpoints => "endpoints",
             Self::Hosts => "hosts",
+            Self::Live => "live-peers",
         }
     }
 
@@ -98,17 +102,18 @@ impl File {
             | Self::Lease
             | Self::Incarnation
             | Self::Endpoints
-            | Self::Hosts => false,
+            | Self::Hosts
+            | Self::Live => false,
         }
     }
 
     /// Most bytes of its body: a view is at most 16 MiB of items, and a third more with what stands around them; 16,384 endpoints of
-    /// less than 128 bytes; a hosts file of 8 MiB before and after a write, in base64; the others are small.
+    /// less than 128 bytes, and as many ids of 40; a hosts file of 8 MiB before and after a write, in base64; the others are small.
     const fn limit(self) -> usize {
         match self {
             Self::View | Self::Hosts => 24 * 1024 * 1024,
             Self::Endpoints => 2 * 1024 * 1024,
-            Self::Membership => 1024 * 1024,
+            Self::Membership | Self::Live => 1024 * 1024,
             Self::IdentityKey
             | Self::WgKey
             | Self::NextWgKey
@@ -132,7 +137,7 @@ impl File {
             Self::Floor => {
                 "remove the file only if you trust the coordinator not to publish an older policy; the agent then takes what it is sent"
             }
-            Self::Incarnation | Self::Endpoints | Self::Hosts | Self::KeySince => "remove the file: the agent makes a new one",
+            Self::Incarnation | Self::Endpoints | Self::Hosts | Self::Live | Self::KeySince => "remove the file: the agent makes a new one",
         }
     }
 }

@@ -1,6 +1,9 @@
 //! The host's incarnation: a number that is raised at each start, and whenever the wall clock stepped back. Peers learn it as a hint and
 //! make their session with this host anew, because a WireGuard responder refuses handshakes whose TAI64N stamps do not grow.
 //!
+//! It is raised by a random number of steps: two machines that begin with copies of one disk are then told apart by their numbers, whichever
+//! starts first and however often.
+//!
 //! A lost counter starts at the wall clock's second, so that it is above the old one in all but the strangest cases.
 
 use super::clock::WallTime;
@@ -19,9 +22,15 @@ pub fn raise(dir: &StateDir, wall: WallTime) -> Result<u64, StateError> {
         }
         Err(e) => return Err(e),
     };
-    let next = last.map_or(wall.0, |last| last.saturating_add(1));
+    let next = last.map_or(wall.0, |last| last.saturating_add(1)).saturating_add(steps());
     dir.write(File::Incarnation, next.to_string().as_bytes())?;
     Ok(next)
+}
+
+/// Anything up to 2^16 - 1; nothing if the kernel gives no random bytes.
+fn steps() -> u64 {
+    let mut bytes = [0; 2];
+    getrandom::fill(&mut bytes).map_or(0, |()| u64::from(u16::from_ne_bytes(bytes)))
 }
 
 /// Notices backward steps of the wall clock: it watches the difference between that clock and the one that never steps.
@@ -66,9 +75,21 @@ mod tests {
         let folder = tempfile::tempdir()?;
         let dir = StateDir::open(folder.path())?;
         let first = raise(&dir, WallTime(1_000))?;
-        assert_eq!(raise(&dir, WallTime(0))?, first + 1, "whatever the wall clock says");
+        assert!(raise(&dir, WallTime(0))? > first, "whatever the wall clock says");
         std::fs::write(dir.path_of(File::Incarnation), "damaged")?;
-        assert!(raise(&dir, WallTime(2_000))? > first + 1);
+        assert!(raise(&dir, WallTime(1_000_000))? > first + 1);
+        Ok(())
+    }
+
+    #[test]
+    fn copies_of_one_disk_are_told_apart() -> Outcome {
+        let start = |folder: &std::path::Path| -> Result<Vec<u64>, Box<dyn std::error::Error>> {
+            let dir = StateDir::open(folder)?;
+            dir.write(File::Incarnation, b"7")?;
+            (0..8).map(|_| Ok(raise(&dir, WallTime(0))?)).collect()
+        };
+        let (one, two) = (tempfile::tempdir()?, tempfile::tempdir()?);
+        assert_ne!(start(one.path())?, start(two.path())?);
         Ok(())
     }
 

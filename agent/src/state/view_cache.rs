@@ -5,7 +5,7 @@
 //! of its own, so that a lost view does not open the way to an older one (I12), and with it the mesh's ranges, so that it does not let
 //! anything out in clear either (I14).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -200,6 +200,29 @@ pub fn load_endpoints(dir: &StateDir) -> Result<BTreeMap<HostId, SocketAddr>, St
     }
 }
 
+/// Keeps with whom there are sessions.
+///
+/// # Errors
+/// [`StateError`].
+pub fn store_live(dir: &StateDir, live: &BTreeSet<HostId>) -> Result<(), StateError> {
+    write_json(dir, File::Live, live)
+}
+
+/// With whom there were sessions; `None` if that is not known.
+///
+/// # Errors
+/// [`StateError::Io`].
+pub fn load_live(dir: &StateDir) -> Result<Option<BTreeSet<HostId>>, StateError> {
+    match dir.read(File::Live) {
+        Ok(body) => Ok(body.and_then(|b| serde_json::from_slice(&b).ok())),
+        Err(StateError::Damaged { path, why, .. }) => {
+            tracing::warn!(path = %path.display(), why, "with whom there were sessions is lost; beginning one with every peer");
+            Ok(None)
+        }
+        Err(e) => Err(e),
+    }
+}
+
 fn write_json<T: Serialize>(dir: &StateDir, file: File, value: &T) -> Result<(), StateError> {
     let body = serde_json::to_vec(value).map_err(|e| dir.damaged(file, e))?;
     dir.write(file, &body)
@@ -349,6 +372,29 @@ mod tests {
         assert_eq!(load_endpoints(&dir)?, endpoints);
         std::fs::write(dir.path_of(File::Endpoints), "x")?;
         assert!(load_endpoints(&dir)?.is_empty());
+        Ok(())
+    }
+
+    #[test]
+    fn with_whom_there_were_sessions_is_kept_and_unknown_if_damaged_anywhere() -> Outcome {
+        let folder = tempfile::tempdir()?;
+        let dir = StateDir::open(folder.path())?;
+        assert_eq!(load_live(&dir)?, None);
+        let live = BTreeSet::from([HOST, HostId([9; 16])]);
+        store_live(&dir, &live)?;
+        assert_eq!(load_live(&dir)?, Some(live));
+        let good = std::fs::read(dir.path_of(File::Live))?;
+        for length in 0..good.len() {
+            std::fs::write(dir.path_of(File::Live), good.get(..length).unwrap_or_default())?;
+            assert_eq!(load_live(&dir)?, None, "cut at {length}");
+        }
+        let most: BTreeSet<_> = (0..16_384_u32).map(|n| HostId(u128::from(n).to_be_bytes())).collect();
+        store_live(&dir, &most)?;
+        assert_eq!(
+            load_live(&dir)?.map(|read| read.len()),
+            Some(most.len()),
+            "as many as a view can name"
+        );
         Ok(())
     }
 }

@@ -354,14 +354,25 @@ impl Hub {
         }
         let entry = state.hosts.get_mut(&host)?;
         let slot = Arc::new(Slot::default());
+        // Incarnations of one machine only rise: a lower one is another machine's, or that of a copy of this one's disk.
+        let known = entry.incarnation.max(known_incarnation.unwrap_or(0));
+        let is_lower = hello.incarnation < known;
+        let cloned = is_lower && !std::mem::replace(&mut entry.cloned, true);
+        entry.incarnation = hello.incarnation.max(known);
+        let incarnation = entry.incarnation;
+        if is_lower && entry.link.is_some() {
+            // The one that began later stays; this one is told at once that another has its place.
+            slot.dismiss(Farewell::Replaced);
+            return Some(Welcome {
+                slot,
+                base: None,
+                incarnation,
+                cloned,
+            });
+        }
         if let Some(older) = entry.link.replace(Arc::clone(&slot)) {
             older.dismiss(Farewell::Replaced);
         }
-        // Incarnations of one machine only rise: a lower one is another machine's, or that of a copy of this one's disk.
-        let known = entry.incarnation.max(known_incarnation.unwrap_or(0));
-        let cloned = hello.incarnation < known && !std::mem::replace(&mut entry.cloned, true);
-        entry.incarnation = hello.incarnation.max(known);
-        let incarnation = entry.incarnation;
         entry.seen = Some(seen.to_canonical());
         entry.said.clone_from(&hello.endpoints);
         let base = hello.state_hash.and_then(|hash| entry.items(hash));

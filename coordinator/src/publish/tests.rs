@@ -115,6 +115,35 @@ async fn a_revoked_host_has_no_view_and_stands_in_none() -> TestResult {
     Ok(())
 }
 
+/// Two machines with one disk: the one that began later has the higher incarnation.
+#[tokio::test]
+async fn a_link_of_a_lower_incarnation_does_not_take_the_place_of_a_higher_one() -> TestResult {
+    let (store, _) = in_memory().await?;
+    let h1 = joined(&store, "h1", 1).await?;
+    let publisher = publisher(&store)?;
+    publisher.reconcile().await?;
+    let hub = publisher.hub();
+    let hello = |incarnation| Hello {
+        software: String::new(),
+        version: None,
+        state_hash: None,
+        incarnation,
+        endpoints: Vec::new(),
+    };
+    let attach = |incarnation| hub.attach(h1, [192, 0, 2, 1].into(), None, &hello(incarnation)).ok_or("not taken");
+    let newer = attach(9)?;
+    let older = attach(5)?;
+    assert_eq!((older.slot.farewell(), newer.slot.farewell()), (Some(Farewell::Replaced), None));
+    assert!(older.cloned && hub.is_cloned(h1) && hub.live(h1).linked);
+    assert!(!attach(5)?.cloned, "noted once");
+    hub.detach(h1, &older.slot);
+    assert!(hub.live(h1).linked, "it never had the place");
+    // Alone, it is taken: a machine that was set back to an older state has nobody beside it.
+    hub.detach(h1, &newer.slot);
+    assert_eq!(attach(5)?.slot.farewell(), None);
+    Ok(())
+}
+
 #[tokio::test]
 async fn only_the_newest_link_speaks_for_a_host() -> TestResult {
     let (store, _) = in_memory().await?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use cloison_proto::id::{HostId, MeshId};
 use cloison_proto::key::{IdentityKey, SigningKey};
-use cloison_proto::trust::{COORDINATOR_DNS_NAME, Role, SpiffeId};
+use cloison_proto::trust::{BACKDATED, COORDINATOR_DNS_NAME, Role, SpiffeId};
 use cloison_proto::version::MeshTime;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
@@ -29,9 +29,6 @@ pub(super) const COORDINATOR_LIFETIME: Duration = Duration::from_secs(86_400);
 
 /// How long root and authorities live. Twenty years: their rotation is by trust items, not by running out.
 const AUTHORITY_LIFETIME: Duration = Duration::from_secs(20 * 365 * 86_400);
-
-/// How far validity begins before the moment of issue.
-const BACKDATED: Duration = Duration::from_secs(3600);
 
 /// A certificate could not be made.
 #[derive(Debug, thiserror::Error)]

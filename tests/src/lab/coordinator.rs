@@ -25,6 +25,7 @@ pub struct Coordinator {
     process: Option<Process>,
     /// What `init` printed, with the owner credential in it.
     init: Finished,
+    environment: Vec<(String, String)>,
 }
 
 impl Coordinator {
@@ -45,6 +46,7 @@ impl Coordinator {
             folder,
             process: None,
             init,
+            environment: Vec::new(),
         })
     }
 
@@ -55,6 +57,7 @@ impl Coordinator {
     pub fn serve(&mut self) -> Result<()> {
         let mut command = self.net.command(&programs::find("cloison-coordinator")?.display().to_string());
         command.arg("serve").arg("--data").arg(self.data());
+        command.envs(self.environment.iter().cloned());
         let mut process = self.net.start("coordinator", command)?;
         let mut answer = None;
         let ready = wait_for("the coordinator to get ready", START_LIMIT, || {
@@ -72,6 +75,11 @@ impl Coordinator {
         })?;
         self.process = Some(process);
         Ok(())
+    }
+
+    /// Runs it, and the command line that speaks with it, with further variables from now on.
+    pub fn set_environment(&mut self, more: impl IntoIterator<Item = (String, String)>) {
+        self.environment.extend(more);
     }
 
     /// Its folder of data.
@@ -150,6 +158,7 @@ impl Coordinator {
     pub fn cli(&self, arguments: &[&str]) -> Result<Finished> {
         let mut command = self.net.command(&programs::find("cloison")?.display().to_string());
         command.arg("--config").arg(self.cli_config()).args(arguments);
+        command.envs(self.environment.iter().cloned());
         process::run(command, super::netns::COMMAND_LIMIT)
     }
 

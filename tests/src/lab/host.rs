@@ -44,6 +44,15 @@ impl Host {
         })
     }
 
+    /// Takes the machine away with everything in its namespace, and puts it back with the same name and addresses: what is left of it is
+    /// its folder. No program may be running in it.
+    pub(super) fn reboot(&self, wire: &Wire) -> Result<()> {
+        super::netns::delete(self.net.name())?;
+        wire.wait_until_free(&self.name)?;
+        let net = Netns::create(&self.prefix, &self.name, &self.folder)?;
+        wire.attach(&net, &self.name, self.number)
+    }
+
     /// Its name, which is also that of its port in the wire's namespace.
     #[must_use]
     pub fn name(&self) -> &str {

@@ -133,6 +133,15 @@ impl Lab {
             .with_context(|| format!("the lab has no host `{name}`"))
     }
 
+    /// Ends a host as a power cut would, and boots it again: of its machine, nothing is left but the folder of its programs. They must have
+    /// been killed before.
+    ///
+    /// # Errors
+    /// If it does not come back.
+    pub fn reboot(&self, host: &str) -> Result<()> {
+        self.host(host)?.reboot(&self.wire).with_context(|| format!("rebooting {host}"))
+    }
+
     /// All hosts, in the order in which they were named.
     #[must_use]
     pub fn hosts(&self) -> &[Host] {

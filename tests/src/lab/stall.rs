@@ -93,6 +93,18 @@ impl Streams {
         Ok(())
     }
 
+    /// When any of them received something for the last time.
+    ///
+    /// # Errors
+    /// If a tool wrote something that is no event.
+    pub fn last_received(&self) -> Result<SystemTime> {
+        let mut last = SystemTime::UNIX_EPOCH;
+        for (_, stream) in &self.streams {
+            last = last.max(stream.last("received")?.map_or(last, |event| event.at));
+        }
+        Ok(last)
+    }
+
     /// The longest time without anything received that ended after `since`, of each; insists that none was cut at either end.
     ///
     /// # Errors

@@ -4,14 +4,17 @@
 //! beside the table of its agent. There is no delay and no reordering: `tc netem` is not to be had everywhere.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
 use super::host::Host;
 use super::netns::Netns;
-use super::{Folder, Underlay, wire_v4, wire_v6};
+use super::{Folder, Underlay, wait_for, wire_v4, wire_v6};
 
 const BRIDGE: &str = "wire";
+/// How long the kernel may take to end a namespace.
+const FREE_LIMIT: Duration = Duration::from_secs(20);
 /// The name of every host's interface on the wire.
 pub const HOST_PORT: &str = "eth0";
 
@@ -55,6 +58,14 @@ impl Wire {
     #[must_use]
     pub fn underlay(&self) -> Underlay {
         self.underlay
+    }
+
+    /// Waits until no host hangs at this port any more: a namespace goes some time after it was deleted.
+    pub(super) fn wait_until_free(&self, port: &str) -> Result<()> {
+        wait_for(&format!("port {port} of the wire to be free"), FREE_LIMIT, || {
+            let there = self.net.run(&["ip", "link", "show", "dev", port])?.status.success();
+            Ok((!there).then_some(()))
+        })
     }
 
     /// Hangs a namespace on the wire under a port name, as host number `number`.

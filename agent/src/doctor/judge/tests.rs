@@ -35,6 +35,7 @@ fn running() -> Result<Status, Box<dyn std::error::Error>> {
             valid_for_secs: 86_400,
             mesh_time: MeshTime(NOW),
         },
+        clock_offset_secs: None,
         link: Link::Linked {
             address: "192.0.2.1:7443".into(),
             for_secs: 5,

@@ -2,7 +2,8 @@
 //!
 //! Lays out a coordinator and three hosts, and measures in this order: memory at rest; how long a removed rule's traffic goes on ([`cuts`]);
 //! throughput and its cost beside `wireguard-go` ([`bulk`]); how long a join takes ([`joins`]); sizes. Progress goes to the standard error,
-//! one table (or with `-o json` one object) to the standard output. It ends within four minutes, and leaves nothing behind.
+//! one table (or with `-o json` one object) to the standard output. It ends within four minutes, and leaves nothing behind. With `--restarts`
+//! it measures the stall of open streams over restarts of an agent, and nothing else ([`restarts`]); that takes up to a quarter of an hour.
 //!
 //! It insists on outcomes (a stream that is not cut is an error) but not on speed: what is fast enough is for the reader to say. The programs
 //! are taken from `CLOISON_PROGRAMS`, the absolute path of a folder; without it, from beside this program. Figures of debug builds are worth nothing.
@@ -14,6 +15,7 @@ mod cuts;
 mod joins;
 mod machine;
 mod report;
+mod restarts;
 mod talk;
 
 use std::process::ExitCode;
@@ -35,6 +37,7 @@ const BYSTANDER: &str = "app-2";
 const MAX_JOINS: u8 = 200;
 /// After this long everything is removed, whatever is still being measured.
 const LIMIT: Duration = Duration::from_secs(235);
+const RESTARTS_LIMIT: Duration = Duration::from_secs(900);
 /// How long the mesh is left alone before its memory is read.
 const REST: Duration = Duration::from_secs(2);
 
@@ -54,6 +57,9 @@ struct Arguments {
     /// How many seconds each stream of a round is measured
     #[arg(long, default_value_t = 3)]
     seconds: u64,
+    /// Measures, instead of all that, how long open streams stand still over so many restarts of an agent (SIGTERM) and as many kills
+    #[arg(long, value_name = "RUNS")]
+    restarts: Option<usize>,
     /// How to print the figures
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     output: Output,
@@ -69,14 +75,12 @@ enum Output {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    remove_everything_when_interrupted();
-    let outcome = measure(arguments).and_then(|report| {
-        match arguments.output {
-            Output::Table => print!("{}", report.table()),
-            Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
-        }
-        Ok(())
-    });
+    let limit = if arguments.restarts.is_some() { RESTARTS_LIMIT } else { LIMIT };
+    remove_everything_when_interrupted(limit);
+    let outcome = match arguments.restarts {
+        Some(runs) => restarts::measure(runs).and_then(|report| show(arguments.output, &report, report.table())),
+        None => measure(arguments).and_then(|report| show(arguments.output, &report, report.table())),
+    };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -84,6 +88,14 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn show(output: Output, report: &impl serde::Serialize, table: String) -> Result<()> {
+    match output {
+        Output::Table => print!("{table}"),
+        Output::Json => println!("{}", serde_json::to_string_pretty(report)?),
+    }
+    Ok(())
 }
 
 fn measure(arguments: Arguments) -> Result<Report> {
@@ -171,16 +183,16 @@ fn receiver(mesh: &Mesh) -> Result<Instance> {
 }
 
 /// Programs of the lab are in groups of their own, so this one must end them; also when the time is over.
-fn remove_everything_when_interrupted() {
-    std::thread::spawn(|| -> Result<()> {
+fn remove_everything_when_interrupted(limit: Duration) {
+    std::thread::spawn(move || -> Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let status = runtime.block_on(async {
             let mut end = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
             Ok::<i32, std::io::Error>(tokio::select! {
                 outcome = tokio::signal::ctrl_c() => outcome.map(|()| 130)?,
                 _ = end.recv() => 130,
-                () = tokio::time::sleep(LIMIT) => {
-                    eprintln!("not done after {} s", LIMIT.as_secs());
+                () = tokio::time::sleep(limit) => {
+                    eprintln!("not done after {} s", limit.as_secs());
                     1
                 }
             })

@@ -58,7 +58,7 @@ impl Times {
         format!("p50 {:.1} ms, max {:.1} ms ({} runs)", self.p50_ms, self.max_ms, self.runs)
     }
 
-    fn p50_and_p99(&self) -> String {
+    pub(crate) fn p50_and_p99(&self) -> String {
         if self.runs == 0 {
             return NOT_MEASURED.to_owned();
         }
