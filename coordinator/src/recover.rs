@@ -167,7 +167,12 @@ impl Report {
             self.unknown(),
             |seen| format!("{}  from {}, last at {}", seen.host, seen.source, shown_time(seen.seen_at)),
         )?;
-        section(f, "Hosts in contact that have no newer view", self.level(), ToString::to_string)?;
+        section(
+            f,
+            "Hosts in contact that showed no newer view (they may have none, or did not show it)",
+            self.level(),
+            ToString::to_string,
+        )?;
         section(
             f,
             "Hosts that were not in contact since (switched off, or revoked after the backup was made)",
@@ -196,7 +201,8 @@ impl fmt::Display for Outcome {
                 writeln!(
                     f,
                     "\nEvery host above that this database knows gets a view again, unless it is revoked now: a host that was revoked after the backup \
-                     was made is among them, if there is one.\nEvery enrollment token{credentials} of the backup will be revoked.\n\nNothing was \
+                     was made is among them, if there is one.\nWireGuard keys that were changed after the backup was made are trusted \
+                     again until their hosts link: if one of them leaked, revoke its host.\nEvery enrollment token{credentials} of the backup will be revoked.\n\nNothing was \
                      changed. To go on: `cloison-coordinator recover --yes`, with `--revoke HOST` for each host that must not come back."
                 )
             }

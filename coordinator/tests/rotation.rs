@@ -72,6 +72,7 @@ fn proof(link: &Link, host: HostId, identity: &SigningKey, key: &WgPrivateKey, c
         exporter: &exporter(link)?,
         host,
         ephemeral: &challenge.ephemeral,
+        alone: false,
     };
     Ok(prove(facts, identity, key))
 }
@@ -230,6 +231,37 @@ async fn a_host_that_lost_its_next_key_or_comes_back_with_an_old_one_proves_anot
     mesh.stop().await
 }
 
+/// After a restore, a view may name a key that its host gave up long ago, and that somebody else may have: it gets no overlap.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_that_has_none_of_its_named_keys_replaces_them_at_once() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let (mesh, [(mut app, mut app_link), (mut db, mut db_link)]) = pair(dir.path()).await?;
+    let (host, leaked, new) = (db.host(), key(2), key(14));
+    let asked = challenge(&db, &mut db_link).await?;
+    let exporter = exporter(&db_link)?;
+    let facts = Facts {
+        exporter: &exporter,
+        host,
+        ephemeral: &asked.ephemeral,
+        alone: true,
+    };
+    db_link.say(prove(facts, &db.keys.identity, &new)).await?;
+    until_named(&mut app, &mut app_link, host, &[new.public()]).await?;
+    until_named(&mut db, &mut db_link, host, &[new.public()]).await?;
+    assert_eq!(mesh.store.dead_wg_keys().await?.get(&leaked.public()), Some(&host));
+    // The key that is in force, offered again by an agent whose view is late, changes nothing and is not refused.
+    let before = mesh.store.inventory().version;
+    offer(&db, &mut db_link, &new).await?;
+    offer(&db, &mut db_link, &leaked).await?;
+    assert_eq!(
+        denied(&db, &mut db_link).await?,
+        "key_known",
+        "the first denial is of the leaked key"
+    );
+    assert_eq!(mesh.store.inventory().version, before);
+    mesh.stop().await
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_operator_s_wish_reaches_the_agent_once_and_only_while_it_is_linked() -> Outcome {
     let dir = tempfile::tempdir()?;
@@ -245,7 +277,7 @@ async fn an_operator_s_wish_reaches_the_agent_once_and_only_while_it_is_linked()
         revoked > 0
             && mesh
                 .store
-                .offer_wg_key(app.host(), &app.keys.identity.identity(), &key(20).public())
+                .offer_wg_key(app.host(), &app.keys.identity.identity(), &key(20).public(), false)
                 .await
                 .is_err()
     );

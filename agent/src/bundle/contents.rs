@@ -1,7 +1,10 @@
 //! What is in the bundle.
 
 use std::fmt::Write as _;
+use std::io::{self, Read as _};
 use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use cloison_proto::status::Request;
 use serde_json::json;
@@ -35,6 +38,12 @@ A bundle of `cloison-agent debug bundle`: what this host's agent knows and does,
 
 Private keys, tokens and credentials are not in it. Names and addresses of this host's peers are: give it to people who may know those.
 ";
+
+/// Most that is kept of what one program says.
+const MAX_OUTPUT: u64 = 4 << 20;
+
+/// How long one program may take.
+const MAX_TIME: Duration = Duration::from_secs(10);
 
 /// Programs that show the network, where distributions put them. The environment is not asked: this runs as root.
 const PLACES: [&str; 5] = ["/usr/sbin", "/sbin", "/usr/bin", "/bin", "/run/current-system/sw/bin"];
@@ -247,13 +256,48 @@ fn run(program: &str, arguments: &[&str]) -> String {
     else {
         return format!("{program} is not installed\n");
     };
-    let output = Command::new(&path).args(arguments).env_clear().stdin(Stdio::null()).output();
-    match output {
-        Ok(output) => format!(
-            "{}{}",
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr)
-        ),
+    match bounded(Command::new(&path).args(arguments)) {
+        Ok(text) => text,
         Err(error) => format!("cannot run {path}: {error}\n"),
+    }
+}
+
+/// What a command writes, up to [`MAX_OUTPUT`], until it ends or its time is over.
+fn bounded(command: &mut Command) -> io::Result<String> {
+    let (mut reader, writer) = io::pipe()?;
+    command.env_clear().stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
+    let mut child = command.spawn()?;
+    // The command keeps the writing ends: the pipe ends with it.
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let (done, read) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        let result = (&mut reader).take(MAX_OUTPUT).read_to_end(&mut bytes).map(|_| bytes);
+        // Nobody waits for it any more if the time is over.
+        let _ = done.send(result);
+    });
+    let output = read.recv_timeout(MAX_TIME);
+    // It may have more to say than is kept, or hang.
+    let _ = child.kill();
+    let _ = child.wait();
+    match output {
+        Ok(bytes) => Ok(String::from_utf8_lossy(&bytes?).into_owned()),
+        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "it did not end in time")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_says_too_much_is_cut_off_and_one_that_says_something_is_heard() -> io::Result<()> {
+        assert_eq!(
+            bounded(Command::new("/bin/sh").args(["-c", "echo one; echo two >&2"]))?,
+            "one\ntwo\n"
+        );
+        let endless = bounded(Command::new("/bin/sh").args(["-c", "while :; do echo yes; done"]))?;
+        assert_eq!(endless.len() as u64, MAX_OUTPUT);
+        Ok(())
     }
 }

@@ -77,7 +77,9 @@ impl Agent {
             Step::Offer | Step::Promote => {}
         }
         // Handshakes for a key are taken before anybody can hear of it.
-        self.use_keys(view).await;
+        if !self.use_keys(view).await {
+            return Ok(());
+        }
         if step == Step::Promote {
             self.wg.promote(&self.dir, self.link.mesh_time(now))?;
             tracing::info!(key = %self.wg.current().public(), "the former WireGuard key is forgotten");
@@ -92,23 +94,36 @@ impl Agent {
         Ok(())
     }
 
-    /// Has the data plane use the keys that the view and the disk ask for.
-    async fn use_keys(&mut self, view: Option<Arc<View>>) {
+    /// Has the data plane use the keys that the view and the disk ask for; whether it does.
+    async fn use_keys(&mut self, view: Option<Arc<View>>) -> bool {
         let wanted = local_keys(&self.wg, view.as_deref(), &self.local_keys);
         let publics = |keys: &[Arc<BoringKey>]| keys.iter().map(|key| *key.public()).collect::<Vec<_>>();
         if publics(&wanted) == publics(&self.local_keys) {
-            return;
+            return true;
         }
-        self.local_keys.clone_from(&wanted);
-        let Some(view) = view else { return };
+        let Some(view) = view else {
+            self.local_keys = wanted;
+            return true;
+        };
         let in_force = InForce {
             view,
-            keys: wanted,
+            keys: wanted.clone(),
             lease: self.lease_term(clock::now()),
         };
         let dataplane = self.dataplane.clone();
-        if let Ok(Err(conflict)) = blocking(move || dataplane.lock().apply(in_force)).await {
-            tracing::error!(%conflict, "the data plane did not take the WireGuard keys; it does with the next view");
+        match blocking(move || dataplane.lock().apply(in_force)).await {
+            Ok(Ok(_)) => {
+                self.local_keys = wanted;
+                true
+            }
+            Ok(Err(conflict)) => {
+                tracing::error!(%conflict, "the data plane did not take the WireGuard keys: trying again");
+                false
+            }
+            Err(error) => {
+                tracing::error!(%error, "the data plane did not take the WireGuard keys: trying again");
+                false
+            }
         }
     }
 
@@ -140,7 +155,8 @@ impl Agent {
             KeyNews::Challenge(challenge) => self.prove_next(challenge).await,
             KeyNews::Denied(denied) if self.wg.next().is_some_and(|next| next.public() == denied.wg_key) => {
                 tracing::warn!(code = denied.code, "the coordinator does not take the new WireGuard key");
-                if denied.code == "key_known" {
+                let in_view = named(self.link.installed_content().map(|view| &**view)).contains(&denied.wg_key);
+                if denied.code == "key_known" && !in_view {
                     // It stood in a view once, and never will again.
                     if let Err(error) = self.wg.drop_next(&self.dir) {
                         tracing::error!(%error, "the refused key could not be removed");
@@ -165,6 +181,7 @@ impl Agent {
             exporter: &exporter,
             host: self.us.host,
             ephemeral: &challenge.ephemeral,
+            alone: self.wg.is_alone(named(self.link.installed_content().map(|view| &**view))),
         };
         let outputs = self.link.prove_key(prove(facts, &self.identity, next));
         Box::pin(self.carry_out(outputs)).await;

@@ -97,6 +97,13 @@ impl WgKeys {
         }
     }
 
+    /// Whether a view that names these keys of ours names none that is here.
+    #[must_use]
+    pub fn is_alone(&self, named: &[WgPublicKey]) -> bool {
+        let here = [Some(&self.current), self.next.as_ref()];
+        !named.is_empty() && !here.into_iter().flatten().any(|key| named.contains(&key.public()))
+    }
+
     /// The private keys to be used under a view that names these, the one for new handshakes first.
     #[must_use]
     pub fn in_use(&self, named: &[WgPublicKey]) -> Vec<&WgPrivateKey> {
@@ -167,6 +174,17 @@ mod tests {
         HostKeys::load_or_make(&dir)?;
         let keys = WgKeys::load(&dir)?.ok_or("keys")?;
         Ok((folder, dir, keys))
+    }
+
+    #[test]
+    fn a_host_is_alone_only_under_a_view_that_names_none_of_its_keys() -> Outcome {
+        let (_folder, dir, mut keys) = made()?;
+        let (current, foreign) = (keys.current().public(), WgPrivateKey::from_bytes([9; 32]).public());
+        assert!(keys.is_alone(&[foreign]) && !keys.is_alone(&[foreign, current]) && !keys.is_alone(&[]));
+        keys.make_next(&dir)?;
+        let next = keys.next().ok_or("no next key")?.public();
+        assert!(keys.is_alone(&[foreign]) && !keys.is_alone(&[next]));
+        Ok(())
     }
 
     #[test]

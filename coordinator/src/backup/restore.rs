@@ -118,6 +118,13 @@ async fn judge(staging: &Path, manifest: &Manifest, env: &Environment) -> Result
     let inventory = store.inventory();
     store.close().await;
     marked?;
+    // Only the database itself is put into place: what closing it left in the log beside it, the mark first of all, would be lost.
+    let log = staging.join(format!("{DATABASE}-wal"));
+    if fs::metadata(&log).is_ok_and(|found| found.len() > 0) {
+        return Err(Judged::Error(io_error(&log, "bringing it into the database")(io::Error::other(
+            "SQLite could not: is the disk full?",
+        ))));
+    }
     if (inventory.mesh, inventory.version) != (manifest.mesh, manifest.version) {
         return Err(Judged::Problem("its manifest speaks of another database".into()));
     }

@@ -19,7 +19,7 @@ use super::session::{Effect, Now, OpenError, Peer, Session};
 use crate::enrollment::{Admission, EnrollmentError};
 use crate::publish::Farewell;
 use crate::store::{KeyOffered, StoreError};
-use crate::trust::LinkedHost;
+use crate::trust::{HOST_LIFETIME, LinkedHost};
 
 /// How long an agent may take to open its stream and to greet.
 const GREETING: Duration = Duration::from_secs(10);
@@ -163,7 +163,11 @@ pub(super) async fn link(shared: &Shared, connection: &Connection, linked: Linke
         shared,
         connection,
         linked,
-        ends: ends.unwrap_or_default(),
+        // A restored coordinator admits certificates younger than its database, and has to hear what their hosts know.
+        ends: match shared.store.inventory().read_only {
+            Some(_) => ends.unwrap_or(shared.store.now().plus(HOST_LIFETIME)),
+            None => ends.unwrap_or_default(),
+        },
         reissued: false,
         challenge: None,
     };
@@ -318,7 +322,11 @@ impl Served<'_> {
         if !shared.may_rotate(linked.host) {
             return Ok(Some("rate"));
         }
-        match shared.store.offer_wg_key(linked.host, &linked.identity, &proof.wg_key).await {
+        match shared
+            .store
+            .offer_wg_key(linked.host, &linked.identity, &proof.wg_key, proof.alone == Some(true))
+            .await
+        {
             Ok(KeyOffered::Taken) => {
                 tracing::info!(host = %linked.host, key = %proof.wg_key, "a host changes its WireGuard key");
                 Ok(None)

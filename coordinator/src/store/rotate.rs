@@ -28,17 +28,19 @@ pub enum KeyOffered {
 
 impl Store {
     /// Keeps a proven WireGuard key as the host's next one. It takes the place of a next key that the host lost; the same key again changes
-    /// nothing. What the host has stays good until [`Store::retire_wg_key`].
+    /// nothing. What the host has stays good until [`Store::retire_wg_key`]; a host that is `alone` with the new key has nothing else, and
+    /// it takes its place at once.
     ///
     /// # Errors
     /// [`StoreError::NotFound`], [`StoreError::Revoked`], and [`StoreError::Refused`] if a view would outgrow its limits.
-    pub async fn offer_wg_key(&self, id: HostId, identity: &IdentityKey, key: &WgPublicKey) -> Result<KeyOffered, StoreError> {
+    pub async fn offer_wg_key(&self, id: HostId, identity: &IdentityKey, key: &WgPublicKey, alone: bool) -> Result<KeyOffered, StoreError> {
         let mut change = self.begin_unjudged(Context::of(Actor::Host(id)), Urgency::CanWait).await?;
         let record = living(&mut change, id).await?;
         if record.host.identity != *identity {
             return Ok(KeyOffered::Foreign);
         }
-        if record.host.next.as_ref().is_some_and(|next| next.key == *key) {
+        let is_next = record.host.next.as_ref().is_some_and(|next| next.key == *key);
+        if record.host.wg_key == *key || (is_next && !alone) {
             return Ok(KeyOffered::Taken);
         }
         let added = sqlx::query("INSERT INTO host_key (kind, key, host) VALUES ('wg', $1, $2) ON CONFLICT DO NOTHING")
@@ -46,11 +48,20 @@ impl Store {
             .bind(id.to_string())
             .execute(change.db())
             .await?;
-        if added.rows_affected() == 0 {
+        if added.rows_affected() == 0 && !is_next {
             return Ok(KeyOffered::Known);
         }
+        if alone {
+            sqlx::query("UPDATE host SET wg_key = $2, next_wg_key = NULL, next_wg_at = NULL, next_wg_revision = NULL WHERE id = $1")
+                .bind(id.to_string())
+                .bind(key.to_string())
+                .execute(change.db())
+                .await?;
+            change.finish(Reach::Inventory, Action::HostKeyOffer, &[Object::Host(id)]).await?;
+            return Ok(KeyOffered::Taken);
+        }
         let (now, revision) = (change.now_db(), self.inventory().version.revision.saturating_add(1));
-        sqlx::query("UPDATE host SET next_wg_key = $2, next_wg_at = $3, next_wg_revision = $4 WHERE id = $1")
+        sqlx::query("UPDATE host SET next_wg_key = $2, next_wg_at = coalesce(next_wg_at, $3), next_wg_revision = $4 WHERE id = $1")
             .bind(id.to_string())
             .bind(key.to_string())
             .bind(now)

@@ -43,6 +43,10 @@ pub struct KeyProof {
     /// MAC by the new key's agreement with the challenge.
     #[cbor(n(2), with = "minicbor::bytes")]
     pub wg_proof: [u8; 32],
+    /// The host has none of the keys that its view names: a coordinator restored from a backup named a key that the host gave up. There is
+    /// no overlap then: the former key is nobody's, or a thief's.
+    #[n(3)]
+    pub alone: Option<bool>,
 }
 
 /// The new key is not taken; the old one stays.
@@ -71,6 +75,8 @@ pub struct Facts<'a> {
     pub host: HostId,
     /// The public half of the challenge.
     pub ephemeral: &'a [u8; 32],
+    /// Whether the new key is the only one that the host has.
+    pub alone: bool,
 }
 
 impl Facts<'_> {
@@ -81,6 +87,7 @@ impl Facts<'_> {
             identity.as_bytes(),
             wg_key.as_bytes(),
             self.ephemeral,
+            &[u8::from(self.alone)],
         ]
         .concat()
     }
@@ -103,6 +110,7 @@ pub fn prove(facts: Facts<'_>, identity: &SigningKey, wg_key: &WgPrivateKey) -> 
         wg_key: public,
         identity_proof: identity.sign(CONTEXT, &transcript),
         wg_proof: mac(shared.as_bytes(), &transcript).finalize().into_bytes().into(),
+        alone: facts.alone.then_some(true),
     }
 }
 
@@ -122,6 +130,7 @@ pub fn verify(
         exporter,
         host,
         ephemeral: &public,
+        alone: proof.alone.unwrap_or(false),
     };
     let transcript = facts.transcript(identity, &proof.wg_key);
     identity.verify(CONTEXT, &transcript, &proof.identity_proof)?;
@@ -143,6 +152,7 @@ mod tests {
             exporter,
             host,
             ephemeral: &public,
+            alone: false,
         };
         prove(facts, &SigningKey::from_seed(&[identity; 32]), &WgPrivateKey::from_bytes([wg; 32]))
     }
@@ -159,6 +169,11 @@ mod tests {
         refused(&[6; 32], HOST, &good, &ephemeral);
         refused(&[5; 32], HostId([4; 16]), &good, &ephemeral);
         refused(&[5; 32], HOST, &good, &other);
+        let more_than_was_signed = KeyProof {
+            alone: Some(true),
+            ..good.clone()
+        };
+        refused(&[5; 32], HOST, &more_than_was_signed, &ephemeral);
         let stolen = KeyProof {
             wg_key: WgPrivateKey::from_bytes([9; 32]).public(),
             ..good.clone()
