@@ -381,7 +381,8 @@ impl Agent {
         let Some((held, ends)) = &self.lease else { return };
         let moment = Moment::now();
         let left = ends.since(moment.boottime);
-        let mesh = self.link.mesh_time(moment.boottime);
+        let told = self.link.told_time(moment.boottime).is_some();
+        let mesh = (self.link.mesh_time(moment.boottime), told);
         if let Err(error) = view_cache::store_lease(&self.dir, held, left, mesh, &moment) {
             tracing::error!(%error, "cannot keep what is left of the lease; a restart may find less of it, or none");
         }

@@ -151,7 +151,7 @@ fn prepare(dir: &Path, number: usize, left: Duration) -> Outcome {
         signed: lease.sign(&signer),
         lease,
     };
-    view_cache::store_lease(&dir, &held, left, MeshTime(ISSUED), &Moment::now())?;
+    view_cache::store_lease(&dir, &held, left, (MeshTime(ISSUED), true), &Moment::now())?;
     let endpoint = SocketAddr::from(([192, 0, 2, u8::try_from(2 - number)?], PORT));
     view_cache::store_endpoints(&dir, &BTreeMap::from([(host(1 - number), endpoint)]))?;
     Ok(())

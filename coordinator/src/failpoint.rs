@@ -3,7 +3,7 @@
 //! `failpoint!(Name)` marks a place. It is nothing at all unless the crate was built with the feature `failpoints`, which no shipped program
 //! has. Built with it, the program dies at the place that `CLOISON_FAILPOINT=NAME[:N]` names, when it comes there for the Nth time.
 
-/// Marks the place of [`Point`]'s name.
+/// Marks the place of `Point`'s name.
 macro_rules! failpoint {
     ($point:ident) => {
         #[cfg(feature = "failpoints")]

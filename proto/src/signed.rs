@@ -77,6 +77,12 @@ impl Signed {
         wire::decode_all(&self.body).map_err(SignedError::Content)
     }
 
+    /// Whether the content is a map with fields beyond the first `known`, or cannot be read as one.
+    #[must_use]
+    pub fn has_later_fields(&self, known: u32) -> bool {
+        wire::has_later_fields(&self.body, known).unwrap_or(true)
+    }
+
     /// The content, whoever signed it: to be shown, never to be trusted.
     ///
     /// # Errors

@@ -132,6 +132,9 @@ pub struct Statement {
     pub not_before: MeshTime,
 }
 
+/// How many fields a [`Statement`] has.
+const STATEMENT_FIELDS: u32 = 4;
+
 impl Statement {
     /// Signs the statement with the root or a view-signing key.
     #[must_use]
@@ -239,6 +242,11 @@ impl Trust {
         let (Ok(old), Ok(new)) = (Self::with_items(mesh, root, held, end), Self::with_items(mesh, root, offered, end)) else {
             return false;
         };
+        // No view vouches for what is offered: the root alone does.
+        let root = Self::new(mesh, root);
+        if offered.iter().any(|item| item.open::<Statement>(CONTEXT, &root).is_err()) {
+            return false;
+        }
         let (old, new) = (old.read(held), new.read(offered));
         let kinds = [TrustKind::HostIssuer, TrustKind::CoordinatorIssuer, TrustKind::ViewSigner];
         let has_issuer = new.iter().any(|statement| statement.kind == TrustKind::CoordinatorIssuer);
@@ -268,7 +276,12 @@ impl Trust {
     /// # Errors
     /// [`TrustError`].
     pub fn admit(&mut self, item: &Signed, now: MeshTime) -> Result<(), TrustError> {
-        let statement: Statement = item.open(CONTEXT, &*self)?;
+        let statement = match item.open::<Statement>(CONTEXT, &*self) {
+            // A later version's: of a kind that is not known here, or with a field that might narrow it. It adds nothing.
+            Ok(_) if item.has_later_fields(STATEMENT_FIELDS) => return Ok(()),
+            Err(SignedError::Content(_)) => return Ok(()),
+            opened => opened?,
+        };
         if statement.mesh != self.mesh {
             return Err(TrustError::OtherMesh(statement.mesh));
         }
@@ -359,6 +372,50 @@ mod tests {
         let items = [signer_item(&second, &first, 0), signer_item(&first, &root, 0)];
         let trust = Trust::with_items(MESH, root.verifying(), &items, MeshTime(10))?;
         assert!(trust.key(second.verifying().id()).is_some());
+        Ok(())
+    }
+
+    /// A statement as a later version might make it.
+    #[derive(Encode)]
+    #[cbor(map)]
+    struct Later {
+        #[n(0)]
+        mesh: MeshId,
+        #[n(1)]
+        kind: u32,
+        #[cbor(n(2), with = "minicbor::bytes")]
+        value: Vec<u8>,
+        #[n(3)]
+        not_before: MeshTime,
+        #[n(4)]
+        not_after: Option<u64>,
+    }
+
+    #[test]
+    fn what_a_later_version_states_adds_nothing_and_hinders_nothing() -> Result<(), TrustError> {
+        let (root, known, narrowed) = (signer(1), signer(2), signer(3));
+        let later = |kind: u32, key: &SigningKey, not_after| {
+            let value = key.verifying().as_bytes().to_vec();
+            let statement = Later {
+                mesh: MESH,
+                kind,
+                value,
+                not_before: MeshTime(0),
+                not_after,
+            };
+            Signed::new(CONTEXT, &root, &statement)
+        };
+        let items = [
+            later(99, &narrowed, None),
+            later(3, &narrowed, Some(5)),
+            signer_item(&known, &root, 0),
+        ];
+        let trust = Trust::with_items(MESH, root.verifying(), &items, MeshTime(10))?;
+        assert!(trust.key(known.verifying().id()).is_some(), "what is understood counts");
+        assert!(trust.key(narrowed.verifying().id()).is_none(), "a field that may narrow it");
+        let same = [later(3, &narrowed, None)];
+        let trust = Trust::with_items(MESH, root.verifying(), &same, MeshTime(10))?;
+        assert!(trust.key(narrowed.verifying().id()).is_some(), "the same without the field");
         Ok(())
     }
 

@@ -490,8 +490,11 @@ impl Link {
         if for_held.is_none() && !ours.any(|view| held.covers(view)) {
             return;
         }
+        // The same lease again says nothing new of the time: told often enough, it would hold the clock back.
+        if lease.issued_at > self.last_issued || self.clock.told_at(now).is_none() {
+            self.clock.learn(lease.issued_at, now);
+        }
         self.last_issued = lease.issued_at;
-        self.clock.learn(lease.issued_at, now);
         match for_held {
             Some((view, _)) => self.offer(view, Some(held), out),
             None => out.push(Output::Lease(Box::new(held))),

@@ -61,6 +61,8 @@ pub struct MeshClock {
     at: Timestamp,
     /// Whether a lease told the time in this boot; before, it is the best guess.
     told: bool,
+    /// What leases had told when a guess was made: the time then was no earlier.
+    floor: MeshTime,
 }
 
 impl MeshClock {
@@ -76,6 +78,24 @@ impl MeshClock {
             base: mesh,
             at,
             told: false,
+            floor: MeshTime(0),
+        }
+    }
+
+    /// A guess, made when leases had told at least `floor` before: what a lease that is sent again says of the time cannot take that back.
+    #[must_use]
+    pub const fn not_before(self, floor: MeshTime) -> Self {
+        Self { floor, ..self }
+    }
+
+    /// The clock of an agent that ended in this boot, by which it was `mesh` at the moment `at`, as leases had told.
+    #[must_use]
+    pub const fn resumed(mesh: MeshTime, at: Timestamp) -> Self {
+        Self {
+            base: mesh,
+            at,
+            told: true,
+            floor: mesh,
         }
     }
 
@@ -93,10 +113,16 @@ impl MeshClock {
 
     /// Takes up what a new signed lease said.
     pub fn learn(&mut self, issued_at: MeshTime, at: Timestamp) {
-        let slack = Self::SLACK + at.since(self.at) / Self::DRIFT;
-        let earliest = MeshTime(self.at(at).0.saturating_sub(slack.as_secs()));
-        let base = if self.told { issued_at.max(earliest) } else { issued_at };
-        *self = Self { base, at, told: true };
+        let passed = at.since(self.at);
+        let slack = Self::SLACK + passed / Self::DRIFT;
+        let known = if self.told { self.at(at) } else { self.floor.plus(passed) };
+        let earliest = MeshTime(known.0.saturating_sub(slack.as_secs()));
+        *self = Self {
+            base: issued_at.max(earliest),
+            at,
+            told: true,
+            floor: self.floor,
+        };
     }
 }
 
@@ -126,15 +152,20 @@ impl Remainder {
         }
     }
 
+    /// When this was, on the boot's clock of `now`; `None` in another boot.
+    #[must_use]
+    pub fn same_boot(&self, now: &Moment) -> Option<Timestamp> {
+        (!self.boot.0.is_empty() && self.boot == now.boot && now.boottime.0 >= self.boottime_nanos)
+            .then_some(Timestamp(self.boottime_nanos))
+    }
+
     /// What is still left at `now`.
     #[must_use]
     pub fn left_at(&self, now: &Moment) -> Duration {
-        let same_boot = !self.boot.0.is_empty() && self.boot == now.boot && now.boottime.0 >= self.boottime_nanos;
-        let passed = if same_boot {
+        let passed = match self.same_boot(now) {
             // Rounded up, and no second is ever won by restarting.
-            now.boottime.since(Timestamp(self.boottime_nanos)) + Duration::from_secs(1)
-        } else {
-            Duration::from_secs(now.wall.0.saturating_sub(self.wall.0)).max(PERSIST_EVERY)
+            Some(then) => now.boottime.since(then) + Duration::from_secs(1),
+            None => Duration::from_secs(now.wall.0.saturating_sub(self.wall.0)).max(PERSIST_EVERY),
         };
         Duration::from_secs(self.secs).saturating_sub(passed)
     }
@@ -193,6 +224,24 @@ mod tests {
         clock.learn(MeshTime(1_000), at(0));
         clock.learn(MeshTime(1_100), at(3_600));
         assert_eq!(clock.at(at(3_600)), MeshTime(4_600 - 5));
+    }
+
+    #[test]
+    fn a_lease_that_is_sent_again_after_a_restart_takes_back_no_time() {
+        let at = |s: u64| Timestamp(s * 1_000_000_000);
+        let mut same_boot = MeshClock::resumed(MeshTime(5_000), at(100));
+        same_boot.learn(MeshTime(1_000), at(200));
+        assert_eq!(same_boot.at(at(200)), MeshTime(5_100 - 2));
+        let mut other_boot = MeshClock::guess(MeshTime(9_000), at(10)).not_before(MeshTime(5_000));
+        other_boot.learn(MeshTime(1_000), at(20));
+        assert_eq!(
+            other_boot.at(at(20)),
+            MeshTime(5_010 - 2),
+            "a guess may be too late, what was told is not"
+        );
+        let mut never_told = MeshClock::guess(MeshTime(9_000), at(10));
+        never_told.learn(MeshTime(1_000), at(20));
+        assert_eq!(never_told.at(at(20)), MeshTime(1_000));
     }
 
     proptest! {

@@ -75,6 +75,8 @@ struct StoredLease {
     lease: String,
     left: Remainder,
     mesh_time: MeshTime,
+    /// Whether leases had told it, or it was a guess.
+    told: bool,
 }
 
 /// Reads and verifies what is kept.
@@ -111,7 +113,11 @@ pub fn load(dir: &StateDir, us: &Membership, now: &Moment) -> Result<Cached, Sta
             Ok(held) => {
                 let left = stored.left.left_at(now).min(Duration::from_secs(held.lease.valid_for_secs));
                 let mesh = MeshTime(held.lease.ends_at().0.saturating_sub(left.as_secs())).max(known);
-                clock = MeshClock::guess(mesh, now.boottime);
+                clock = match (stored.told, stored.left.same_boot(now)) {
+                    (true, Some(since)) => MeshClock::resumed(stored.mesh_time, since),
+                    (true, None) => MeshClock::guess(mesh, now.boottime).not_before(stored.mesh_time),
+                    (false, _) => MeshClock::guess(mesh, now.boottime),
+                };
                 lease = Some((held, left)).filter(|(held, _)| view.as_ref().is_some_and(|v| held.covers(v)));
             }
             Err(e) => note(e)?,
@@ -168,11 +174,18 @@ pub fn store_view(dir: &StateDir, view: &VerifiedView) -> Result<(), StateError>
 ///
 /// # Errors
 /// [`StateError`].
-pub fn store_lease(dir: &StateDir, lease: &HeldLease, left: Duration, mesh_time: MeshTime, now: &Moment) -> Result<(), StateError> {
+pub fn store_lease(
+    dir: &StateDir,
+    lease: &HeldLease,
+    left: Duration,
+    (mesh_time, told): (MeshTime, bool),
+    now: &Moment,
+) -> Result<(), StateError> {
     let stored = StoredLease {
         lease: STANDARD.encode(lease.signed.to_bytes()),
         left: Remainder::new(left, now),
         mesh_time,
+        told,
     };
     write_json(dir, File::Lease, &stored)
 }
@@ -280,7 +293,7 @@ mod tests {
         let view = mesh.view(5, &["tcp/5432"])?;
         store_view(dir, &view)?;
         let lease = mesh.lease(&view, 1_000, 600);
-        store_lease(dir, &lease, Duration::from_secs(600), MeshTime(1_000), &at(50))?;
+        store_lease(dir, &lease, Duration::from_secs(600), (MeshTime(1_000), true), &at(50))?;
         Ok((mesh.membership()?, view))
     }
 

@@ -4,7 +4,7 @@
 //! their directory, the configuration, and a manifest that says which mesh, which version and which schema. **It holds the mesh's private
 //! keys**: whoever has it can be the coordinator.
 //!
-//! [`format`] is the file, [`write`] makes one beside a running coordinator, [`restore`] makes a data directory out of one: in a folder of
+//! [`mod@format`] is the file, [`mod@write`] makes one beside a running coordinator, [`mod@restore`] makes a data directory out of one: in a folder of
 //! its own first, and put into place only when all of it is proven. A restored coordinator changes nothing until `recover`
 //! ([`crate::recover`]).
 

@@ -34,7 +34,8 @@ impl Store {
     /// # Errors
     /// [`StoreError::NotFound`], [`StoreError::Revoked`], and [`StoreError::Refused`] if a view would outgrow its limits.
     pub async fn offer_wg_key(&self, id: HostId, identity: &IdentityKey, key: &WgPublicKey, alone: bool) -> Result<KeyOffered, StoreError> {
-        let mut change = self.begin_unjudged(Context::of(Actor::Host(id)), Urgency::CanWait).await?;
+        let urgency = if alone { Urgency::Urgent } else { Urgency::CanWait };
+        let mut change = self.begin_unjudged(Context::of(Actor::Host(id)), urgency).await?;
         let record = living(&mut change, id).await?;
         if record.host.identity != *identity {
             return Ok(KeyOffered::Foreign);
@@ -57,7 +58,7 @@ impl Store {
                 .bind(key.to_string())
                 .execute(change.db())
                 .await?;
-            change.finish(Reach::Inventory, Action::HostKeyOffer, &[Object::Host(id)]).await?;
+            change.finish(Reach::Withdrawal, Action::HostKeyRetire, &[Object::Host(id)]).await?;
             return Ok(KeyOffered::Taken);
         }
         let (now, revision) = (change.now_db(), self.inventory().version.revision.saturating_add(1));

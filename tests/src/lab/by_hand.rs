@@ -91,7 +91,7 @@ impl ByHand {
             signed: lease.sign(&signer),
             lease,
         };
-        view_cache::store_lease(&dir, &held, LEASE, ISSUED, &Moment::now())?;
+        view_cache::store_lease(&dir, &held, LEASE, (ISSUED, true), &Moment::now())?;
         view_cache::store_endpoints(&dir, &endpoint.map(|at| (other.host(), at)).into_iter().collect::<BTreeMap<_, _>>())?;
         Ok(())
     }
