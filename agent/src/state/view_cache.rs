@@ -114,7 +114,8 @@ pub fn load(dir: &StateDir, us: &Membership, now: &Moment) -> Result<Cached, Sta
                 let left = stored.left.left_at(now).min(Duration::from_secs(held.lease.valid_for_secs));
                 let mesh = MeshTime(held.lease.ends_at().0.saturating_sub(left.as_secs())).max(known);
                 clock = match (stored.told, stored.left.same_boot(now)) {
-                    (true, Some(since)) => MeshClock::resumed(stored.mesh_time, since),
+                    // Whole seconds are kept: rounded up, or restarts one after the other would hold the time back.
+                    (true, Some(since)) => MeshClock::resumed(stored.mesh_time.plus(Duration::from_secs(1)), since),
                     (true, None) => MeshClock::guess(mesh, now.boottime).not_before(stored.mesh_time),
                     (false, _) => MeshClock::guess(mesh, now.boottime),
                 };
