@@ -318,8 +318,9 @@ mod tests {
             prop_assert_eq!(text(&with_block(&full, &owner(1), &ours)), text(&full));
         }
 
+        /// Shorter than that it could be anybody's: then what was remembered before the write mends it, as `hosts_file` tests at every byte.
         #[test]
-        fn a_block_cut_off_behind_its_first_word_is_mended(count in 1u8..4, cut in 8usize..600) {
+        fn a_block_cut_off_behind_its_first_word_is_mended(count in 1u8..4, cut in 9usize..600) {
             let ours: String = (1..=count).map(names).collect();
             let whole = with_block(FOREIGN.as_bytes(), &owner(1), &ours);
             let cut = whole.get(..FOREIGN.len() + cut).unwrap_or(&whole);
