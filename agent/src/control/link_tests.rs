@@ -253,6 +253,23 @@ fn a_certificate_is_asked_for_at_half_life_once_and_by_the_identity_key_when_it_
 }
 
 #[test]
+fn a_lease_that_is_repeated_holds_the_clock_back_by_nothing() -> Outcome {
+    let mesh = Mesh::new();
+    let mut link = linked(&mesh)?;
+    let items = mesh.items(&["tcp/5432"])?;
+    let view = mesh.view(5, &["tcp/5432"])?;
+    feed(&mut link, at(10), &whole(mesh.header(&items, 5), &items));
+    let lease = grant(&mesh.lease(&view, 1_000, 600));
+    link.frame(at(0), &lease);
+    link.applied(at(0), report());
+    for second in 1..=300 {
+        link.frame(at(second * 1_000), &lease);
+    }
+    assert_eq!(link.mesh_time(at(300_000)), MeshTime(1_300));
+    Ok(())
+}
+
+#[test]
 fn what_is_unknown_is_skipped_and_what_cannot_be_read_ends_the_link() -> Outcome {
     let mesh = Mesh::new();
     let mut link = linked(&mesh)?;
