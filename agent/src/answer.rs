@@ -33,7 +33,8 @@ const PING_LOOK: Duration = Duration::from_millis(5);
 #[must_use]
 pub fn instances(view: &View, report: &Report) -> Vec<Instance> {
     let shown = |component: &ComponentName| match report.get(component) {
-        Some(Enforcement::Enforced) => ShownEnforcement::Enforced,
+        Some(Enforcement::Isolated(by)) => ShownEnforcement::Isolated { by: by.clone() },
+        Some(Enforcement::Bound(by)) => ShownEnforcement::Bound { by: by.clone() },
         Some(Enforcement::Shared) => ShownEnforcement::Shared,
         Some(Enforcement::Unenforced(why)) => ShownEnforcement::Unenforced { why: why.clone() },
         None => ShownEnforcement::Unenforced {

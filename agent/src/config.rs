@@ -106,6 +106,10 @@ pub struct FileConfig {
     pub attachments: Option<Vec<AttachmentKind>>,
     /// Directories below which namespaces may lie.
     pub netns_dirs: Option<Vec<PathBuf>>,
+    /// See [`Accepted::docker_socket`].
+    pub docker_socket: Option<PathBuf>,
+    /// See [`Accepted::podman_socket`].
+    pub podman_socket: Option<PathBuf>,
     /// See [`Config::coordinators`].
     pub coordinators: Option<Vec<String>>,
     /// See [`Config::endpoints`].
@@ -212,6 +216,8 @@ impl FileConfig {
             workers: over.workers.or(self.workers),
             attachments: over.attachments.or(self.attachments),
             netns_dirs: over.netns_dirs.or(self.netns_dirs),
+            docker_socket: over.docker_socket.or(self.docker_socket),
+            podman_socket: over.podman_socket.or(self.podman_socket),
             coordinators: over.coordinators.or(self.coordinators),
             endpoints: over.endpoints.or(self.endpoints),
             hosts_file: over.hosts_file.or(self.hosts_file),
@@ -250,6 +256,8 @@ impl FileConfig {
             accepted: Accepted {
                 kinds: self.attachments.map_or(defaults.kinds, |kinds| kinds.into_iter().collect()),
                 netns_dirs: self.netns_dirs.unwrap_or(defaults.netns_dirs),
+                docker_socket: self.docker_socket.unwrap_or(defaults.docker_socket),
+                podman_socket: self.podman_socket.unwrap_or(defaults.podman_socket),
             },
             coordinators: self.coordinators.unwrap_or_default(),
             endpoints: self.endpoints.unwrap_or_default(),

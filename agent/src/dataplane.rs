@@ -11,7 +11,6 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cloison_agent_core::TunId;
@@ -25,12 +24,15 @@ use cloison_proto::net::{AddressPair, OverlayRange};
 use cloison_proto::view::View;
 
 use crate::attach::base_table::TableName;
+use crate::attach::claim::ClaimError;
+use crate::attach::container::{Containers, Sandbox};
+use crate::attach::nudge::Nudge;
 use crate::attach::site::{Common, Site};
 use crate::attach::{self, Accepted, AddressConflict, Place, Unenforced, host, netns};
 use crate::manager::{Kept, Manager};
 use crate::sys::InterfaceName;
 use crate::sys::clock;
-use crate::sys::netns::{NetNs, NetNsError};
+use crate::sys::netns::{NetNs, NetNsError, NetNsId};
 use crate::sys::tun::{Tun, VNET_HEADER_LEN};
 use crate::udp::{Udp, UdpError};
 use crate::worker::{KernelCounts, Tuns, Workers};
@@ -53,6 +55,8 @@ pub struct Config {
     pub mtu: Option<u32>,
     /// Which attachments are accepted.
     pub accepted: Accepted,
+    /// Given when something changed that [`Dataplane::check`] should look at.
+    pub nudge: Nudge,
 }
 
 /// Why the data plane cannot start.
@@ -69,15 +73,28 @@ pub enum StartError {
     Workers(#[source] io::Error),
 }
 
-/// Whether an instance is enforced.
+/// How an instance is enforced.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Enforcement {
-    /// Only its own processes can be it.
-    Enforced,
-    /// It is attached to the whole host: any process there can be it.
+    /// Only the processes of a namespace can be it: which one, for people.
+    Isolated(String),
+    /// It shares the host's TUN, and the kernel binds its addresses to its processes: to which ones, for people. There may be none now.
+    Bound(String),
+    /// Every process of the host that no other component claims can be it.
     Shared,
     /// It is not attached; the reason.
     Unenforced(String),
+}
+
+impl Enforcement {
+    /// Whether the instance has its addresses here.
+    #[must_use]
+    pub const fn is_attached(&self) -> bool {
+        match self {
+            Self::Isolated(_) | Self::Bound(_) | Self::Shared => true,
+            Self::Unenforced(_) => false,
+        }
+    }
 }
 
 /// How each instance of this host is enforced.
@@ -102,7 +119,9 @@ pub struct Dataplane {
     installer: Worker<Mesh, BoringKey>,
     workers: Workers,
     host: Site,
-    namespaces: BTreeMap<PathBuf, Site>,
+    /// By where they were found, with who is there, for people.
+    namespaces: BTreeMap<Place, (Site, String)>,
+    containers: Containers,
     tuns: BTreeMap<ComponentName, (TunId, Arc<Tun>)>,
     next_tun: u32,
     in_force: Option<InForce>,
@@ -111,6 +130,8 @@ pub struct Dataplane {
     retry: bool,
     /// Who keeps the TUNs open over a restart.
     manager: Manager,
+    /// Which TUNs it keeps, each by the name of one of its components.
+    handed: BTreeMap<ComponentName, TunId>,
     /// TUNs of the agent before, until the first view says where they belong.
     kept: Vec<Kept>,
     /// Whose TUNs were kept, until then.
@@ -141,6 +162,7 @@ impl Dataplane {
         let sockets = Udp::listen(config.port, config.workers)?;
         let workers = Workers::start(&engine, sockets).map_err(StartError::Workers)?;
         Ok(Self {
+            containers: Containers::new(&config.accepted, config.nudge.clone()),
             config,
             installer: engine.worker(),
             engine,
@@ -153,6 +175,7 @@ impl Dataplane {
             report: Report::new(),
             retry: false,
             manager,
+            handed: BTreeMap::new(),
             kept,
             kept_for,
         })
@@ -283,58 +306,86 @@ impl Dataplane {
         for (component, (place, instance)) in plan.sites {
             let attached = match (&safe, place) {
                 (Err(why), _) => Err(Unenforced::Host(why.clone())),
+                (Ok(_), Place::Claimed(claim)) => Err(ClaimError::NotBuilt(claim).into()),
                 (Ok(_), Place::Host) => self
                     .host
                     .tun()
                     .cloned()
                     .map(|tun| (tun, Enforcement::Shared))
                     .ok_or(Unenforced::NoTun),
-                (Ok(common), Place::Netns(path)) => self
-                    .settle_namespace(&path, common, instance.addresses)
-                    .map(|tun| (tun, Enforcement::Enforced)),
+                (Ok(common), place @ (Place::Netns(_) | Place::Container(..))) => self
+                    .settle_namespace(&place, common, instance.addresses)
+                    .map(|(tun, shown)| (tun, Enforcement::Isolated(shown))),
             };
             settled.insert(component.clone(), attached);
         }
         settled
     }
 
-    fn settle_namespace(&mut self, path: &Path, common: &Common, addresses: AddressPair) -> Result<Arc<Tun>, Unenforced> {
-        let accepted = &self.config.accepted;
-        let mut site = match self.namespaces.remove(path).filter(|site| netns::is_at(path, accepted, site.id())) {
-            Some(site) => site,
-            None => {
-                let mut site = Site::new(netns::open(path, accepted, self.host.id())?);
+    fn settle_namespace(&mut self, place: &Place, common: &Common, addresses: AddressPair) -> Result<(Arc<Tun>, String), Unenforced> {
+        let (mut site, shown) = match self.namespaces.remove(place) {
+            Some((site, shown)) if self.is_there(place, site.id()) => (site, shown),
+            Some(_) | None => {
+                let Sandbox { namespace, shown } = self.open(place)?;
+                let mut site = Site::new(namespace);
                 let of_it = |kept: &mut Kept| kept.namespace.id() == site.id();
                 let of_it: Vec<Kept> = self.kept.extract_if(.., of_it).collect();
                 of_it.into_iter().for_each(|kept| site.keep(kept.tun, &self.config.tun));
-                site
+                (site, shown)
             }
         };
-        if let Some((other, _)) = self.namespaces.iter().find(|(_, other)| other.id() == site.id()) {
-            return Err(Unenforced::SameNamespace(path.into(), other.clone()));
+        if let Some((other, _)) = self.namespaces.iter().find(|(_, (other, _))| other.id() == site.id()) {
+            return Err(Unenforced::SameNamespace(place.clone(), other.clone()));
         }
         site.apply(common, Some(addresses))?;
         let tun = site.tun().cloned().ok_or(Unenforced::NoTun)?;
-        self.namespaces.insert(path.into(), site);
-        Ok(tun)
+        self.namespaces.insert(place.clone(), (site, shown.clone()));
+        Ok((tun, shown))
+    }
+
+    /// The namespace of a place that has one of its own.
+    fn open(&mut self, place: &Place) -> Result<Sandbox, Unenforced> {
+        match place {
+            Place::Host | Place::Claimed(_) => Err(Unenforced::NoTun),
+            Place::Netns(path) => Ok(Sandbox {
+                namespace: netns::open(path, &self.config.accepted, self.host.id())?,
+                shown: path.display().to_string(),
+            }),
+            Place::Container(engine, which) => {
+                let found = self.containers.open(*engine, which)?;
+                if found.namespace.id() == self.host.id() {
+                    return Err(Unenforced::OwnNamespace(place.clone()));
+                }
+                Ok(found)
+            }
+        }
+    }
+
+    /// Whether the namespace `id`, which is held, still is the one of its place.
+    fn is_there(&mut self, place: &Place, id: NetNsId) -> bool {
+        match place {
+            Place::Host | Place::Claimed(_) => true,
+            Place::Netns(path) => netns::is_at(path, &self.config.accepted, id),
+            Place::Container(engine, which) => self.containers.is_there(*engine, which, id),
+        }
     }
 
     /// Gives each TUN its number and makes the report. Returns the TUNs that are no longer there, by their old numbers.
     fn take_tuns(&mut self, settled: Settled) -> Tuns {
-        let mut old = std::mem::take(&mut self.tuns);
+        let old = std::mem::take(&mut self.tuns);
         self.report.clear();
         self.retry = false;
         for (component, attached) in settled {
             let enforcement = match attached {
                 Ok((tun, enforcement)) => {
-                    let before = old.remove(&component);
-                    let same = before.as_ref().filter(|(_, before)| Arc::ptr_eq(before, &tun)).cloned();
-                    let numbered = same.unwrap_or_else(|| {
-                        self.manager.keep(&component, &tun);
+                    // Components of one place share its TUN, and a TUN keeps its number.
+                    let mut known = old.values().chain(self.tuns.values());
+                    let id = known.find(|(_, known)| Arc::ptr_eq(known, &tun)).map(|(id, _)| *id);
+                    let id = id.unwrap_or_else(|| {
                         self.next_tun = self.next_tun.wrapping_add(1);
-                        (TunId(self.next_tun), tun)
+                        TunId(self.next_tun)
                     });
-                    self.tuns.insert(component.clone(), numbered);
+                    self.tuns.insert(component.clone(), (id, tun));
                     enforcement
                 }
                 Err(why) => {
@@ -344,8 +395,29 @@ impl Dataplane {
             };
             self.report.insert(component, enforcement);
         }
-        old.keys().for_each(|component| self.manager.forget(component.as_str()));
-        old.into_values().collect()
+        self.hand_to_manager();
+        let mut gone: Tuns = old.into_values().collect();
+        gone.retain(|id, _| self.tuns.values().all(|(kept, _)| kept != id));
+        gone
+    }
+
+    /// Has the service manager keep each TUN once, by the name of the first component that uses it.
+    fn hand_to_manager(&mut self) {
+        let mut wanted: BTreeMap<ComponentName, (TunId, Arc<Tun>)> = BTreeMap::new();
+        for (component, (id, tun)) in &self.tuns {
+            if wanted.values().all(|(known, _)| known != id) {
+                wanted.insert(component.clone(), (*id, tun.clone()));
+            }
+        }
+        for component in self.handed.keys().filter(|component| !wanted.contains_key(*component)) {
+            self.manager.forget(component.as_str());
+        }
+        for (component, (id, tun)) in &wanted {
+            if self.handed.get(component) != Some(id) {
+                self.manager.keep(component, tun);
+            }
+        }
+        self.handed = wanted.into_iter().map(|(component, (id, _))| (component, id)).collect();
     }
 
     fn install(&mut self, new: &InForce, gone: &Tuns) -> Installed {
@@ -374,7 +446,7 @@ impl Dataplane {
     fn forget_kept(&mut self) {
         self.kept.clear();
         for component in std::mem::take(&mut self.kept_for) {
-            if !self.tuns.keys().any(|with_tun| with_tun.as_str() == component) {
+            if !self.handed.keys().any(|handed| handed.as_str() == component) {
                 self.manager.forget(&component);
             }
         }
@@ -383,34 +455,36 @@ impl Dataplane {
     /// Leaves namespaces in which no instance is attached any more as they were before.
     fn forget_namespaces(&mut self, view: &View) {
         let plan = attach::plan(view, &self.config.accepted);
-        let wanted = |path: &PathBuf| plan.sites.values().any(|(place, _)| matches!(place, Place::Netns(p) if p == path));
-        let unwanted: Vec<PathBuf> = self.namespaces.keys().filter(|path| !wanted(path)).cloned().collect();
-        for path in unwanted {
-            let Some(mut site) = self.namespaces.remove(&path) else { continue };
+        let wanted = |place: &Place| plan.sites.values().any(|(wanted, _)| wanted == place);
+        let unwanted: Vec<Place> = self.namespaces.keys().filter(|place| !wanted(place)).cloned().collect();
+        for place in unwanted {
+            let Some((mut site, _)) = self.namespaces.remove(&place) else {
+                continue;
+            };
             if let Err(error) = site.clear(view.config.overlay, &self.config.table) {
-                tracing::warn!(namespace = %path.display(), error = with_causes(&error), "cannot clean up a namespace");
+                tracing::warn!(%place, error = with_causes(&error), "cannot clean up a namespace");
             }
         }
     }
 
     fn is_healthy(&mut self) -> bool {
-        let accepted = &self.config.accepted;
         let well = |site: &mut Site| {
             site.check().unwrap_or_else(|error| {
                 tracing::warn!(error = with_causes(&error), "cannot check a namespace");
                 false
             })
         };
-        let host = well(&mut self.host);
-        let namespaces = self
-            .namespaces
-            .iter_mut()
-            .map(|(path, site)| netns::is_at(path, accepted, site.id()) && well(site));
-        namespaces.fold(host, |all, one| all && one)
+        let mut all = well(&mut self.host);
+        let mut namespaces = std::mem::take(&mut self.namespaces);
+        for (place, (site, _)) in &mut namespaces {
+            all &= self.is_there(place, site.id()) && well(site);
+        }
+        self.namespaces = namespaces;
+        all
     }
 
-    fn tun_ids(&self) -> Vec<TunId> {
-        self.tuns.values().map(|(id, _)| *id).collect()
+    fn tun_ids(&self) -> BTreeMap<ComponentName, TunId> {
+        self.tuns.iter().map(|(component, (id, _))| (component.clone(), *id)).collect()
     }
 }
 
@@ -424,12 +498,15 @@ pub fn leave(config: &Config, range: OverlayRange, view: Option<&View>) -> Resul
     let home = NetNs::current()?;
     let id = home.id();
     let sites = view.map(|view| attach::plan(view, &config.accepted).sites).unwrap_or_default();
+    let mut containers = Containers::new(&config.accepted, Nudge::default());
     let namespaces = sites.into_values().filter_map(|(place, _)| match place {
-        Place::Host => None,
+        Place::Host | Place::Claimed(_) => None,
         Place::Netns(path) => Some(clear(netns::open(&path, &config.accepted, id))),
+        Place::Container(engine, which) => Some(clear(containers.open(engine, &which).map(|found| found.namespace))),
     });
     // A namespace that is gone needs no cleaning.
-    let namespaces = namespaces.filter(|result| !matches!(result, Err(Unenforced::Namespace(NetNsError::Missing(_)))));
+    let gone = |error: &Unenforced| matches!(error, Unenforced::Namespace(NetNsError::Missing(_)) | Unenforced::Container(_));
+    let namespaces = namespaces.filter(|result| !result.as_ref().is_err_and(gone));
     let results: Vec<_> = namespaces.chain(std::iter::once_with(|| clear(Ok(home)))).collect();
     results.into_iter().collect()
 }

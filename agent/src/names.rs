@@ -60,7 +60,7 @@ pub struct Lines {
 /// can listen on its own name.
 #[must_use]
 pub fn entries(view: &View, report: &Report, now: MeshTime) -> Vec<Entry> {
-    let attached = |component| matches!(report.get(component), Some(Enforcement::Enforced | Enforcement::Shared));
+    let attached = |component| report.get(component).is_some_and(Enforcement::is_attached);
     let local = view.instances.values().filter(|i| attached(&i.component));
     let local = local.map(|i| (view.host.id, &view.host.name, &i.component, i.addresses));
     let opens = view

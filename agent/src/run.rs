@@ -23,6 +23,7 @@ use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::attach::Unenforced;
+use crate::attach::nudge::Nudge;
 use crate::config::Config;
 use crate::control::certificate::{Window, check_host};
 use crate::control::link::Link;
@@ -201,6 +202,8 @@ struct Agent {
     live: Option<BTreeSet<HostId>>,
     started: Timestamp,
     duties: duties::Schedule,
+    /// Heard when something changed on this host that the data plane depends on.
+    nudge: Nudge,
     /// What was found damaged at the start.
     problems: Vec<String>,
     /// The last warning of the link, for `status`.
@@ -239,7 +242,13 @@ impl Agent {
             seed,
             ..EngineConfig::default()
         }));
-        let dataplane = Arc::new(Mutex::new(Dataplane::resume(plane_config(&config), engine.clone(), manager, kept)?));
+        let nudge = Nudge::default();
+        let dataplane = Arc::new(Mutex::new(Dataplane::resume(
+            plane_config(&config, nudge.clone()),
+            engine.clone(),
+            manager,
+            kept,
+        )?));
         let names = Keeper::start(config.hosts_file.clone(), dir.clone())?;
         let link = Link::new(us.clone(), &cached, window, incarnation, link_seed, moment.boottime);
         let mut agent = Self {
@@ -255,6 +264,7 @@ impl Agent {
             live: view_cache::load_live(&dir)?,
             started: moment.boottime,
             duties: duties::Schedule::new(moment.boottime),
+            nudge,
             problems: cached.problems.clone(),
             link_warning: None,
             clock_off: false,
@@ -337,6 +347,7 @@ impl Agent {
                         return Err(RunError::Broken);
                     }
                 }
+                () = self.nudge.heard() => self.check().await,
                 outcome = self.session.next() => self.session_outcome(outcome).await,
                 Some(question) = questions.recv() => self.answer(question),
                 _ = terminate.recv() => return Ok(()),
@@ -444,7 +455,7 @@ fn own_window(der: &[u8], us: &Membership, identity: &SigningKey) -> Option<Wind
 
 /// What the data plane needs to know of the configuration.
 #[must_use]
-pub fn plane_config(config: &Config) -> dataplane::Config {
+pub fn plane_config(config: &Config, nudge: Nudge) -> dataplane::Config {
     dataplane::Config {
         tun: config.interface.clone(),
         table: config.table.clone(),
@@ -452,6 +463,7 @@ pub fn plane_config(config: &Config) -> dataplane::Config {
         workers: config.workers,
         mtu: config.mtu,
         accepted: config.accepted.clone(),
+        nudge,
     }
 }
 

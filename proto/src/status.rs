@@ -252,17 +252,25 @@ pub struct Instance {
     pub addresses: Vec<IpAddr>,
     /// How the host knows its processes, as the policy writes it.
     pub attachment: String,
-    /// Whether only its own processes can be it.
+    /// How it is enforced that only its own processes can be it.
     pub enforcement: Enforcement,
 }
 
-/// Whether only an instance's own processes can be it.
+/// How it is enforced that only an instance's own processes can be it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum Enforcement {
-    /// Only they.
-    Enforced,
-    /// Any process of the host.
+    /// They have a network namespace of their own.
+    Isolated {
+        /// Which one, or whose.
+        by: String,
+    },
+    /// The kernel binds its addresses to them.
+    Bound {
+        /// To which ones; also if there are none right now.
+        by: String,
+    },
+    /// It is not: any process of the host that no other component claims can be it.
     Shared,
     /// Nobody: nothing reaches it and it reaches nothing.
     Unenforced {

@@ -1,27 +1,35 @@
-//! How a host knows which processes are a component: each attachment of a view becomes a TUN in some network namespace, or is shown as
-//! unenforced with the reason. What cannot be enforced is not configured.
+//! How a host knows which processes are a component: each attachment of a view becomes addresses on a TUN in some network namespace, or is
+//! shown as unenforced with the reason. What cannot be enforced is not configured.
 //!
-//! A view goes: [`plan`] says where each instance belongs; [`site::Site`] makes the TUN, its addresses and routes there; [`host`] and [`netns`]
-//! know what is particular to the two places. Nothing in a view is executed, expanded, or used as the name of a file to write.
+//! A view goes: [`plan`] says where each instance belongs; [`site::Site`] makes the TUN, its addresses and routes there; [`host`], [`netns`] and
+//! [`container`] know what is particular to the places. Components of the host's own namespace share its TUN: a [`claim`] says which processes
+//! each of them is. Nothing in a view is executed, expanded, or used as the name of a file to write.
 
 pub mod base_table;
+pub mod claim;
+pub mod container;
 pub mod host;
 pub mod netns;
+pub mod nudge;
+pub mod owners;
 pub mod site;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use cloison_proto::label::ComponentName;
-use cloison_proto::policy::{Attachment, AttachmentKind};
+use cloison_proto::policy::{Attachment, AttachmentKind, ContainerMatch, Engine};
 use cloison_proto::view::{LocalInstance, View};
 
 use crate::netlink::NetlinkError;
 use crate::sys::netns::NetNsError;
 use crate::sys::tun::TunError;
 use base_table::BaseTableError;
+use claim::{Claim, ClaimError};
+use container::ContainerError;
 
 /// What this agent's own configuration accepts of the attachments that views name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,14 +38,20 @@ pub struct Accepted {
     pub kinds: BTreeSet<AttachmentKind>,
     /// Directories below which namespaces may lie.
     pub netns_dirs: Vec<PathBuf>,
+    /// Docker's socket.
+    pub docker_socket: PathBuf,
+    /// Podman's socket.
+    pub podman_socket: PathBuf,
 }
 
 impl Default for Accepted {
-    /// Every kind; namespaces where `ip netns` puts them.
+    /// Every kind; namespaces where `ip netns` puts them, container runtimes where their packages put them.
     fn default() -> Self {
         Self {
             kinds: AttachmentKind::ALL.iter().copied().collect(),
             netns_dirs: vec!["/run/netns".into()],
+            docker_socket: "/run/docker.sock".into(),
+            podman_socket: "/run/podman/podman.sock".into(),
         }
     }
 }
@@ -48,24 +62,27 @@ pub enum Unenforced {
     /// The agent's configuration does not accept the kind.
     #[error("this agent's configuration does not accept `{0}` attachments; add the kind to `attachments`")]
     NotAccepted(AttachmentKind),
-    /// The kind is not built.
-    #[error("this version of the agent cannot enforce `{0}` attachments; use `host` or `netns`")]
-    NotBuilt(AttachmentKind),
     /// Another component has the place.
     #[error("the component {0} is attached there already; two components cannot share a network namespace")]
     Taken(ComponentName),
     /// Another component has the namespace, by another path.
     #[error("{0} is the same network namespace as {1}; two components cannot share one")]
-    SameNamespace(PathBuf, PathBuf),
+    SameNamespace(Place, Place),
     /// The TUN went while it was made.
     #[error("the TUN is gone")]
     NoTun,
     /// The namespace is the agent's own.
-    #[error("{0} is the host's own network namespace; use `host`")]
-    OwnNamespace(PathBuf),
+    #[error("{0} is in the host's own network namespace; use `host`, `unit`, `user` or `cgroup`")]
+    OwnNamespace(Place),
     /// The host's own namespace cannot be made safe for overlay addresses, so nothing is attached anywhere.
     #[error("this host cannot be made safe for the mesh's addresses: {0}")]
     Host(Arc<Unenforced>),
+    /// Which processes the component is cannot be said on this host.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
+    /// The container is not there, or cannot be asked for.
+    #[error(transparent)]
+    Container(#[from] ContainerError),
     /// The namespace cannot be used.
     #[error(transparent)]
     Namespace(#[from] NetNsError),
@@ -90,10 +107,7 @@ impl Unenforced {
     /// Whether the reason may pass without another view or configuration: it is worth trying again.
     #[must_use]
     pub const fn may_pass(&self) -> bool {
-        !matches!(
-            self,
-            Self::NotAccepted(_) | Self::NotBuilt(_) | Self::Taken(_) | Self::OwnNamespace(_)
-        )
+        !matches!(self, Self::NotAccepted(_) | Self::Taken(_) | Self::OwnNamespace(_))
     }
 }
 
@@ -109,13 +123,28 @@ pub struct AddressConflict {
     pub length: u8,
 }
 
-/// Where an instance's TUN belongs.
+/// Where an instance's processes are, and with that its TUN.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Place {
-    /// The namespace of the agent.
+    /// In the host's own namespace: all that nobody else there claims.
     Host,
-    /// The namespace at this path.
+    /// In the host's own namespace: those that are claimed.
+    Claimed(Claim),
+    /// In the namespace at this path.
     Netns(PathBuf),
+    /// In the namespace of a container.
+    Container(Engine, ContainerMatch),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Host => f.write_str("the host"),
+            Self::Claimed(claim) => claim.fmt(f),
+            Self::Netns(path) => path.display().fmt(f),
+            Self::Container(engine, which) => write!(f, "{engine} container {which}"),
+        }
+    }
 }
 
 /// Where each instance of a view belongs.
@@ -158,6 +187,9 @@ fn place(attachment: &Attachment, accepted: &Accepted) -> Result<Place, Unenforc
     match attachment {
         Attachment::Host => Ok(Place::Host),
         Attachment::Netns(path) => Ok(Place::Netns(path.as_str().into())),
-        Attachment::User(_) | Attachment::Unit(_) | Attachment::Cgroup(_) | Attachment::Container(..) => Err(Unenforced::NotBuilt(kind)),
+        Attachment::User(user) => Ok(Place::Claimed(Claim::User(user.clone()))),
+        Attachment::Unit(unit) => Ok(Place::Claimed(Claim::Unit(unit.clone()))),
+        Attachment::Cgroup(path) => Ok(Place::Claimed(Claim::Cgroup(path.clone()))),
+        Attachment::Container(engine, which) => Ok(Place::Container(*engine, which.clone())),
     }
 }

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use super::{Accepted, Unenforced};
+use super::{Accepted, Place, Unenforced};
 use crate::sys::netns::{NetNs, NetNsId};
 
 /// Opens the namespace at `path`; `home` is the host's own.
@@ -13,7 +13,7 @@ use crate::sys::netns::{NetNs, NetNsId};
 pub fn open(path: &Path, accepted: &Accepted, home: NetNsId) -> Result<NetNs, Unenforced> {
     let namespace = NetNs::open(path, &accepted.netns_dirs)?;
     if namespace.id() == home {
-        return Err(Unenforced::OwnNamespace(path.into()));
+        return Err(Unenforced::OwnNamespace(Place::Netns(path.into())));
     }
     Ok(namespace)
 }

@@ -2,6 +2,7 @@
 
 use super::{Done, Failure, print_text};
 use crate::args::Leave;
+use crate::attach::nudge::Nudge;
 use crate::config::Config;
 use crate::dataplane;
 use crate::names::block::Owner;
@@ -81,7 +82,11 @@ fn clear_host(config: &Config, dir: &StateDir, us: &Membership, force: bool) -> 
         );
         return Ok(());
     };
-    match dataplane::leave(&plane_config(config), range, view.as_ref().map(|view| &**view.content())) {
+    match dataplane::leave(
+        &plane_config(config, Nudge::default()),
+        range,
+        view.as_ref().map(|view| &**view.content()),
+    ) {
         Err(error) if !force => Err(Failure::Other {
             what: format!("cannot remove what the agent made on this host: {}", dataplane::with_causes(&error)),
             hint: "run the command as root; --force removes the state nevertheless".into(),

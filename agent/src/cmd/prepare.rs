@@ -1,6 +1,7 @@
 //! `prepare`: makes the machine safe for the mesh's addresses while it boots, before it has a network and before the agent runs.
 
 use super::{Done, Failure, print_text};
+use crate::attach::nudge::Nudge;
 use crate::config::Config;
 use crate::dataplane;
 use crate::run::plane_config;
@@ -21,7 +22,7 @@ pub fn run(config: &Config) -> Result<Done, Failure> {
         print_text("No view was in force on this host yet: there is nothing to prepare.")?;
         return Ok(Done::Well);
     };
-    dataplane::prepare(&plane_config(config), range).map_err(|error| Failure::Other {
+    dataplane::prepare(&plane_config(config, Nudge::default()), range).map_err(|error| Failure::Other {
         what: format!(
             "cannot make this host safe for the mesh's addresses: {}",
             dataplane::with_causes(&error)

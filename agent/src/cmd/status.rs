@@ -111,7 +111,8 @@ fn instances(status: &Status) -> Vec<Vec<String>> {
     let row = |i: &cloison_proto::status::Instance| {
         let addresses: Vec<_> = i.addresses.iter().map(ToString::to_string).collect();
         let enforcement = match &i.enforcement {
-            Enforcement::Enforced => "enforced".into(),
+            Enforcement::Isolated { by } => format!("isolated: {by}"),
+            Enforcement::Bound { by } => format!("bound: {by}"),
             Enforcement::Shared => "shared: any process of this host can be it".into(),
             Enforcement::Unenforced { why } => format!("unenforced: {why}"),
         };

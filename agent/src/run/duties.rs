@@ -99,13 +99,7 @@ impl Agent {
             self.keep_peers(now);
         }
         if due(&mut self.duties.check, now, CHECK_EVERY) {
-            let dataplane = self.dataplane.clone();
-            if blocking(move || dataplane.lock().check()).await.unwrap_or(false) {
-                let report = self.report();
-                let outputs = self.link.report(report);
-                self.carry_out(outputs).await;
-            }
-            self.name();
+            self.check().await;
         }
         if due(&mut self.duties.announce, now, ANNOUNCE_EVERY) {
             self.announce().await;
@@ -116,6 +110,17 @@ impl Agent {
         if due(&mut self.duties.denials, now, telemetry::EVERY) {
             self.denials.sample(self.engine.stats(), now);
         }
+    }
+
+    /// Compares the machine with what it should be, and repairs it.
+    pub(super) async fn check(&mut self) {
+        let dataplane = self.dataplane.clone();
+        if blocking(move || dataplane.lock().check()).await.unwrap_or(false) {
+            let report = self.report();
+            let outputs = self.link.report(report);
+            self.carry_out(outputs).await;
+        }
+        self.name();
     }
 
     fn keep_peers(&mut self, now: Timestamp) {

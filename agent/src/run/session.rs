@@ -364,7 +364,7 @@ impl Agent {
                 component: component.clone(),
                 reason: reason.clone(),
             }),
-            Enforcement::Enforced | Enforcement::Shared => None,
+            Enforcement::Isolated(_) | Enforcement::Bound(_) | Enforcement::Shared => None,
         });
         Report {
             unenforced: unenforced.collect(),

@@ -131,7 +131,10 @@ fn a_namespace_is_a_component_of_its_own() -> Outcome {
     };
     let [one, two] = two_hosts(&mesh)?;
     let reported: Vec<_> = one.dataplane.report().values().cloned().collect();
-    assert_eq!(reported, [Enforcement::Enforced, Enforcement::Shared]);
+    assert_eq!(
+        reported,
+        [Enforcement::Isolated(named.path().display().to_string()), Enforcement::Shared]
+    );
     let ns = NetNs::open(&named.path(), &config()?.accepted.netns_dirs)?;
     for (app, db) in mesh.address("app")?.both().into_iter().zip(mesh.address("db")?.both()) {
         let listener = two.listen(db, 5432)?;
@@ -173,7 +176,10 @@ fn a_namespace_that_goes_and_comes_back_is_unenforced_in_between() -> Outcome {
     );
     run("ip", &format!("netns add {name}"))?;
     assert!(one.dataplane.check());
-    assert_eq!(one.dataplane.report().get(app), Some(&Enforcement::Enforced));
+    assert_eq!(
+        one.dataplane.report().get(app),
+        Some(&Enforcement::Isolated(path.display().to_string()))
+    );
     let db = mesh.address("db")?.v4.into();
     let listener = two.listen(db, 5432)?;
     let ns = NetNs::open(&path, &config()?.accepted.netns_dirs)?;
@@ -187,7 +193,7 @@ fn what_cannot_be_enforced_is_shown_with_its_reason_and_gets_nothing() -> Outcom
     let mut one = Host::alone(1)?;
     let home = format!("/run/netns/cloison-sh-home-{}", std::process::id());
     let attachments = [
-        ("a-unit", "unit:n8n.service", "cannot enforce `unit`"),
+        ("a-unit", "unit:n8n.service", "cannot enforce `unit:n8n.service`"),
         ("b-outside", "netns:/proc/1/ns/net", "not below a directory"),
         ("c-missing", "netns:/run/netns/cloison-sh-none", "does not exist"),
         ("d-host", "host", ""),

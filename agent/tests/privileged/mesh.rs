@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cloison_agent::attach::Accepted;
+use cloison_agent::attach::nudge::Nudge;
 use cloison_agent::dataplane::{Config, Dataplane, InForce, MeshEngine};
 use cloison_agent::sys::clock;
 use cloison_agent::sys::netns::NetNs;
@@ -81,6 +82,7 @@ pub(crate) fn config() -> Outcome<Config> {
         workers: 1,
         mtu: None,
         accepted: Accepted::default(),
+        nudge: Nudge::default(),
     })
 }
 

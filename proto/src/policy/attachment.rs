@@ -229,8 +229,7 @@ impl Attachment {
             Self::User(User::Id(id)) => Some(id.to_string()),
             Self::Unit(unit) => Some(unit.to_string()),
             Self::Cgroup(path) => Some(path.to_string()),
-            Self::Container(engine, ContainerMatch::Name(name)) => Some(format!("{engine}:{name}")),
-            Self::Container(engine, ContainerMatch::Label(key, value)) => Some(format!("{engine}:label={key}={value}")),
+            Self::Container(engine, which) => Some(format!("{engine}:{which}")),
             Self::Netns(path) => Some(path.to_string()),
         }
     }
@@ -276,6 +275,15 @@ impl fmt::Display for Engine {
             Self::Docker => "docker",
             Self::Podman => "podman",
         })
+    }
+}
+
+impl fmt::Display for ContainerMatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(name) => name.fmt(f),
+            Self::Label(key, value) => write!(f, "label={key}={value}"),
+        }
     }
 }
 
