@@ -21,15 +21,19 @@ use cloison_agent_core::wg::boringtun::BoringKey;
 use cloison_agent_core::worker::Worker;
 use cloison_proto::label::ComponentName;
 use cloison_proto::net::{AddressPair, OverlayRange};
-use cloison_proto::view::View;
+use cloison_proto::view::{LocalInstance, View};
 
 use crate::attach::base_table::TableName;
-use crate::attach::claim::ClaimError;
+use crate::attach::cgroups::Tree;
+use crate::attach::claim_table::ClaimTable;
+use crate::attach::claims::{Claims, Member, Wanted};
 use crate::attach::container::{Containers, Sandbox};
 use crate::attach::nudge::Nudge;
-use crate::attach::site::{Common, Site};
+use crate::attach::site::{Common, Members, Site};
 use crate::attach::{self, Accepted, AddressConflict, Place, Unenforced, host, netns};
 use crate::manager::{Kept, Manager};
+use crate::netlink::NetlinkError;
+use crate::netlink::nftables::Nftables;
 use crate::sys::InterfaceName;
 use crate::sys::clock;
 use crate::sys::netns::{NetNs, NetNsError, NetNsId};
@@ -68,6 +72,9 @@ pub enum StartError {
     /// The agent's own namespace cannot be opened.
     #[error(transparent)]
     Namespace(#[from] NetNsError),
+    /// No connection to nftables.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
     /// No threads.
     #[error("cannot start the packet workers")]
     Workers(#[source] io::Error),
@@ -122,6 +129,9 @@ pub struct Dataplane {
     /// By where they were found, with who is there, for people.
     namespaces: BTreeMap<Place, (Site, String)>,
     containers: Containers,
+    claims: Claims,
+    /// The load of the host's base table whose sets were filled.
+    filled: u64,
     tuns: BTreeMap<ComponentName, (TunId, Arc<Tun>)>,
     next_tun: u32,
     in_force: Option<InForce>,
@@ -159,10 +169,13 @@ impl Dataplane {
         let kept_for = kept.iter().map(|kept| kept.component.clone()).collect();
         let (at_host, kept): (Vec<_>, Vec<_>) = kept.into_iter().partition(|kept| kept.namespace.id() == host.id());
         at_host.into_iter().for_each(|kept| host.keep(kept.tun, &config.tun));
+        let nftables = host.namespace().run(|| Nftables::open(&config.table.to_string()))??;
         let sockets = Udp::listen(config.port, config.workers)?;
         let workers = Workers::start(&engine, sockets).map_err(StartError::Workers)?;
         Ok(Self {
             containers: Containers::new(&config.accepted, config.nudge.clone()),
+            claims: Claims::new(Tree::find(), Some(nftables), config.nudge.clone()),
+            filled: 0,
             config,
             installer: engine.worker(),
             engine,
@@ -227,7 +240,7 @@ impl Dataplane {
     pub fn check(&mut self) -> bool {
         let Some(in_force) = self.in_force.clone() else { return false };
         if self.is_healthy() && !self.retry {
-            return false;
+            return self.show_claims();
         }
         let (report, tuns) = (self.report.clone(), self.tun_ids());
         let settled = self.settle(&in_force.view);
@@ -293,26 +306,28 @@ impl Dataplane {
     /// Makes the place of each instance, as far as it can be made.
     fn settle(&mut self, view: &View) -> Settled {
         let plan = attach::plan(view, &self.config.accepted);
+        let mut claimed = self.claims.set(wanted(&plan));
+        let members = Members {
+            rest: rest(&plan).map(|(_, addresses)| addresses),
+            routes: claimed.routes,
+            claims: claimed.table,
+        };
         let mut settled: Settled = plan.unenforced.into_iter().map(|(c, why)| (c.clone(), Err(why))).collect();
-        let at_host = plan
-            .sites
-            .values()
-            .find(|(place, _)| *place == Place::Host)
-            .map(|(_, instance)| instance.addresses);
         let safe = self
             .common(view.config.overlay)
-            .and_then(|common| self.host.apply(&common, at_host).map(|()| common));
+            .and_then(|common| self.host.apply(&common, members).map(|()| common))
+            .and_then(|common| self.fill().map(|()| common));
         let safe = safe.map_err(Arc::new);
         for (component, (place, instance)) in plan.sites {
+            let on_host = |enforcement| self.host.tun().cloned().map(|tun| (tun, enforcement)).ok_or(Unenforced::NoTun);
             let attached = match (&safe, place) {
                 (Err(why), _) => Err(Unenforced::Host(why.clone())),
-                (Ok(_), Place::Claimed(claim)) => Err(ClaimError::NotBuilt(claim).into()),
-                (Ok(_), Place::Host) => self
-                    .host
-                    .tun()
-                    .cloned()
-                    .map(|tun| (tun, Enforcement::Shared))
-                    .ok_or(Unenforced::NoTun),
+                (Ok(_), Place::Claimed(_)) => match claimed.members.remove(component) {
+                    Some(Ok(by)) => on_host(Enforcement::Bound(by)),
+                    Some(Err(why)) => Err(why.into()),
+                    None => Err(Unenforced::NoTun),
+                },
+                (Ok(_), Place::Host) => on_host(Enforcement::Shared),
                 (Ok(common), place @ (Place::Netns(_) | Place::Container(..))) => self
                     .settle_namespace(&place, common, instance.addresses)
                     .map(|(tun, shown)| (tun, Enforcement::Isolated(shown))),
@@ -320,6 +335,15 @@ impl Dataplane {
             settled.insert(component.clone(), attached);
         }
         settled
+    }
+
+    /// Fills the sets of the host's base table, if it was loaded since they were filled last.
+    fn fill(&mut self) -> Result<(), Unenforced> {
+        if self.filled != self.host.loads() || !self.claims.are_filled() {
+            self.claims.fill()?;
+            self.filled = self.host.loads();
+        }
+        Ok(())
     }
 
     fn settle_namespace(&mut self, place: &Place, common: &Common, addresses: AddressPair) -> Result<(Arc<Tun>, String), Unenforced> {
@@ -474,7 +498,15 @@ impl Dataplane {
                 false
             })
         };
-        let mut all = well(&mut self.host);
+        let mut all = well(&mut self.host) && !self.claims.want_another_table();
+        if !self.claims.are_filled() {
+            self.host.forget_table();
+            all = false;
+        }
+        if all && let Err(error) = self.fill() {
+            tracing::warn!(error = with_causes(&error), "cannot fill the sets of the base table");
+            all = false;
+        }
         let mut namespaces = std::mem::take(&mut self.namespaces);
         for (place, (site, _)) in &mut namespaces {
             all &= self.is_there(place, site.id()) && well(site);
@@ -483,9 +515,50 @@ impl Dataplane {
         all
     }
 
+    /// Whether the report changed because units or cgroups came or went.
+    fn show_claims(&mut self) -> bool {
+        let mut changed = false;
+        for (component, by) in self.claims.shown() {
+            if let Some(Enforcement::Bound(shown)) = self.report.get_mut(&component) {
+                changed |= *shown != by;
+                *shown = by;
+            }
+        }
+        changed
+    }
+
     fn tun_ids(&self) -> BTreeMap<ComponentName, TunId> {
         self.tuns.iter().map(|(component, (id, _))| (component.clone(), *id)).collect()
     }
+}
+
+/// Who shares the host's namespace, as far as the plan goes.
+fn wanted(plan: &attach::Plan<'_>) -> Wanted {
+    let member = |(component, (place, instance)): (&&ComponentName, &(Place, &LocalInstance))| match place {
+        Place::Claimed(claim) => Some(Member {
+            component: (*component).clone(),
+            claim: claim.clone(),
+            addresses: instance.addresses,
+        }),
+        Place::Host | Place::Netns(_) | Place::Container(..) => None,
+    };
+    Wanted {
+        members: plan.sites.iter().filter_map(member).collect(),
+        rest: rest(plan),
+    }
+}
+
+/// The component that is the rest of the host.
+fn rest(plan: &attach::Plan<'_>) -> Option<(ComponentName, AddressPair)> {
+    let mut all = plan.sites.iter().filter(|(_, (place, _))| *place == Place::Host);
+    all.next()
+        .map(|(component, (_, instance))| ((*component).clone(), instance.addresses))
+}
+
+/// What the base table of the host says, besides what it says everywhere, for this view.
+#[must_use]
+pub fn claim_table(config: &Config, view: &View) -> Option<ClaimTable> {
+    Claims::table_of(wanted(&attach::plan(view, &config.accepted)))
 }
 
 /// Takes away everything that a data plane with this configuration leaves behind on the host, and in the namespaces of its view, as far as
@@ -497,7 +570,9 @@ pub fn leave(config: &Config, range: OverlayRange, view: Option<&View>) -> Resul
     let clear = |namespace: Result<NetNs, Unenforced>| Site::new(namespace?).clear(range, &config.table);
     let home = NetNs::current()?;
     let id = home.id();
-    let sites = view.map(|view| attach::plan(view, &config.accepted).sites).unwrap_or_default();
+    let plan = view.map(|view| attach::plan(view, &config.accepted)).unwrap_or_default();
+    Claims::unmark(Tree::find().as_ref(), &wanted(&plan).members);
+    let sites = plan.sites;
     let mut containers = Containers::new(&config.accepted, Nudge::default());
     let namespaces = sites.into_values().filter_map(|(place, _)| match place {
         Place::Host | Place::Claimed(_) => None,

@@ -3,7 +3,8 @@
 //!
 //! What it drops, each with a counter: an overlay source or destination arriving on another interface than the TUN or loopback; the same
 //! leaving by another interface; anything forwarded from or to the TUN. Arrival is judged before and after address translation, leaving too,
-//! so that no redirection of somebody else's table leads around it. A second table, of the family `arp`, keeps the kernel from telling
+//! so that no redirection of somebody else's table leads around it. Where components share the host's namespace, it also says which sockets
+//! are whose ([`super::claim_table`]). A second table, of the family `arp`, keeps the kernel from telling
 //! neighbours which overlay addresses this host has; a kernel without that family has to do without it.
 //!
 //! It is loaded before any overlay address is configured, stays when the agent stops, and goes at `leave`. Each function works in the
@@ -17,6 +18,7 @@ use std::str::FromStr;
 
 use cloison_proto::net::OverlayRange;
 
+use super::claim_table::ClaimTable;
 use crate::sys::InterfaceName;
 
 /// Where distributions put `nft`. The environment is not asked: the agent runs as root.
@@ -90,6 +92,8 @@ pub struct BaseTable {
     pub range: OverlayRange,
     /// The TUN of the namespace, made or not.
     pub tun: InterfaceName,
+    /// Components that share the namespace, if there are any.
+    pub claims: Option<ClaimTable>,
 }
 
 impl BaseTable {
@@ -115,12 +119,12 @@ impl BaseTable {
         Ok(tables.lines().any(|line| line.trim() == ours))
     }
 
-    /// The table as `nft` shows it, without counters.
+    /// The table as `nft` shows it, without counters and without what is in its sets.
     ///
     /// # Errors
     /// [`BaseTableError`]; also if there is none.
     pub fn listing(&self) -> Result<String, BaseTableError> {
-        run_nft(&self.name, &["-s", "list", "table", "inet", &self.name.0], "")
+        listing(&self.name)
     }
 
     /// The transaction for the table of the family `arp`. IPv6 answers only for addresses of the interface that is asked.
@@ -142,13 +146,16 @@ table arp {name} {{
 
     /// The transaction.
     fn text(&self) -> String {
-        let Self { name, range, tun } = self;
+        let Self { name, range, tun, claims } = self;
+        let definitions = claims.as_ref().map(ClaimTable::definitions).unwrap_or_default();
+        let speaking = claims.as_ref().map(|claims| claims.output(tun, *range)).unwrap_or_default();
+        let hearing = claims.as_ref().map(|claims| claims.input(tun, *range)).unwrap_or_default();
         let ((v4, v4_len), (v6, v6_len)) = (range.v4(), range.v6());
         format!(
             r#"table inet {name}
 delete table inet {name}
 table inet {name} {{
-  chain arriving {{
+{definitions}  chain arriving {{
     iifname {{ "lo", "{tun}" }} return
     ip saddr {v4}/{v4_len} counter drop comment "overlay source from elsewhere"
     ip daddr {v4}/{v4_len} counter drop comment "overlay destination from elsewhere"
@@ -168,7 +175,7 @@ table inet {name} {{
   }}
   chain input {{
     type filter hook input priority 0; policy accept;
-    jump arriving
+{hearing}    jump arriving
   }}
   chain forward {{
     type filter hook forward priority 0; policy accept;
@@ -179,7 +186,7 @@ table inet {name} {{
   }}
   chain output {{
     type filter hook output priority 0; policy accept;
-    jump leaving
+{speaking}    jump leaving
   }}
   chain postrouting {{
     type filter hook postrouting priority 300; policy accept;
@@ -189,6 +196,24 @@ table inet {name} {{
 "#
         )
     }
+}
+
+/// Whether the table of that name is there and says whose sockets are whose.
+///
+/// # Errors
+/// [`BaseTableError`].
+pub fn has_claims(name: &TableName) -> Result<bool, BaseTableError> {
+    let chains = run_nft(name, &["-s", "-t", "list", "chains", "inet"], "")?;
+    let ours = format!("table inet {name} {{");
+    let mut lines = chains.lines().skip_while(|line| line.trim() != ours).skip(1);
+    Ok(lines
+        .by_ref()
+        .take_while(|line| *line != "}")
+        .any(|line| line.trim() == "chain speaking {"))
+}
+
+fn listing(name: &TableName) -> Result<String, BaseTableError> {
+    run_nft(name, &["-s", "-t", "list", "table", "inet", &name.0], "")
 }
 
 /// Takes the table of that name away; there may be none.

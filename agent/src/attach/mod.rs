@@ -6,7 +6,10 @@
 //! each of them is. Nothing in a view is executed, expanded, or used as the name of a file to write.
 
 pub mod base_table;
+pub mod cgroups;
 pub mod claim;
+pub mod claim_table;
+pub mod claims;
 pub mod container;
 pub mod host;
 pub mod netns;

@@ -13,9 +13,11 @@ use std::sync::Arc;
 use cloison_proto::net::{AddressPair, OverlayRange};
 
 use super::base_table::{self, BaseTable, TableName};
+use super::claim_table::ClaimTable;
 use super::{AddressConflict, Unenforced};
 use crate::netlink::link::{self, Link, LinkState};
 use crate::netlink::route::{self, Prefix, Route};
+use crate::netlink::rule;
 use crate::netlink::{Netlink, NetlinkError, addr};
 use crate::sys::InterfaceName;
 use crate::sys::netns::{NetNs, NetNsId};
@@ -40,11 +42,36 @@ pub struct Common {
     pub mtu: u32,
 }
 
+/// Whose addresses the TUN of a site has.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Members {
+    /// Those of the component that whoever is in the namespace is, or, beside claims, who nobody claims.
+    pub rest: Option<AddressPair>,
+    /// How the sockets of each claimed component are routed.
+    pub routes: Vec<rule::Route>,
+    /// What the base table says of claims.
+    pub claims: Option<ClaimTable>,
+}
+
+impl From<Option<AddressPair>> for Members {
+    fn from(rest: Option<AddressPair>) -> Self {
+        Self { rest, ..Self::default() }
+    }
+}
+
+impl Members {
+    fn all(&self) -> impl Iterator<Item = AddressPair> {
+        self.rest.into_iter().chain(self.routes.iter().map(|route| route.addresses))
+    }
+}
+
 /// A namespace that is safe for overlay addresses, and our TUN in it.
 #[derive(Debug)]
 pub struct Site {
     namespace: NetNs,
     loaded: Option<BaseTable>,
+    /// How often a base table was loaded here: what was put into its sets is gone each time.
+    loads: u64,
     tun: Option<Arc<Tun>>,
     lasting: bool,
 }
@@ -56,6 +83,7 @@ impl Site {
         Self {
             namespace,
             loaded: None,
+            loads: 0,
             tun: None,
             lasting: false,
         }
@@ -67,6 +95,7 @@ impl Site {
         Self {
             namespace,
             loaded: None,
+            loads: 0,
             tun: None,
             lasting: true,
         }
@@ -98,9 +127,12 @@ impl Site {
     /// # Errors
     /// [`Unenforced`].
     pub fn protect(&mut self, common: &Common) -> Result<(), Unenforced> {
-        let loaded = &mut self.loaded;
+        let loaded = (&mut self.loaded, &mut self.loads);
         self.namespace.run(|| {
-            load_base_table(loaded, common)?;
+            // One that says more than we know yet is a running component's, whose packets wait in its TUN.
+            if !base_table::has_claims(&common.table)? {
+                load_base_table(loaded, common, None)?;
+            }
             let wanted = destinations(common.range)
                 .into_iter()
                 .map(|destination| Route::Unreachable { destination });
@@ -108,14 +140,15 @@ impl Site {
         })?
     }
 
-    /// Brings the namespace into the state that is wanted: safe, and with a TUN that has `addresses` if an instance is attached. Applying
+    /// Brings the namespace into the state that is wanted: safe, and with a TUN that has the addresses of `members` if there are any. Applying
     /// twice changes nothing. A namespace that was made safe before is the mesh's: a conflict that comes later does not end what is there.
     ///
     /// # Errors
     /// [`Unenforced`]; there is no TUN then. The base table and the `unreachable` routes stay as far as they came.
-    pub fn apply(&mut self, common: &Common, addresses: Option<AddressPair>) -> Result<(), Unenforced> {
+    pub fn apply(&mut self, common: &Common, members: impl Into<Members>) -> Result<(), Unenforced> {
+        let members = &members.into();
         let tun = self.tun.take();
-        let (loaded, lasting) = (&mut self.loaded, self.lasting);
+        let (loaded, loads, lasting) = (&mut self.loaded, &mut self.loads, self.lasting);
         self.tun = self.namespace.run(|| {
             let mut netlink = Netlink::open()?;
             let links = link::list(&mut netlink)?;
@@ -124,20 +157,20 @@ impl Site {
             if !is_safe && let Some(conflict) = find_conflict(&mut netlink, common.range, &own)? {
                 return Err(Unenforced::Conflict(conflict));
             }
-            load_base_table(loaded, common)?;
-            let Some(addresses) = addresses else {
+            load_base_table((loaded, loads), common, members.claims.as_ref())?;
+            if members.all().next().is_none() {
                 // Whoever still holds it may tell the ends of its flows; then it goes.
                 give_up(tun.as_deref());
                 remove_left(&mut netlink, &links, common, tun.as_deref().map(Tun::index))?;
-                lay_routes(&mut netlink, common.range, None)?;
+                lay_routes(&mut netlink, common.range, None, members)?;
                 return Ok(None);
-            };
+            }
             let tun = match tun {
                 Some(tun) => tun,
                 None => Arc::new(find_or_make(&mut netlink, &links, common, lasting)?),
             };
             remove_left(&mut netlink, &links, common, Some(tun.index()))?;
-            equip(&mut netlink, &tun, common, addresses)?;
+            equip(&mut netlink, &tun, common, members)?;
             Ok(Some(tun))
         })??;
         Ok(())
@@ -149,13 +182,14 @@ impl Site {
     /// # Errors
     /// [`Unenforced`].
     pub fn check(&mut self) -> Result<bool, Unenforced> {
-        let (tun, loaded) = (&self.tun, &self.loaded);
+        let (tun, loaded, loads) = (&self.tun, &self.loaded, &mut self.loads);
         let healthy = self.namespace.run(|| {
             if let Some(table) = loaded
                 && !table.is_loaded()?
             {
                 tracing::warn!(table = %table.name, "the base table was removed by somebody else; loading it again");
                 table.load()?;
+                *loads += 1;
             }
             let Some(tun) = tun else { return Ok(true) };
             let links = link::list(&mut Netlink::open()?)?;
@@ -165,6 +199,17 @@ impl Site {
             give_up(self.tun.take().as_deref());
         }
         Ok(healthy)
+    }
+
+    /// How often a base table was loaded here.
+    #[must_use]
+    pub const fn loads(&self) -> u64 {
+        self.loads
+    }
+
+    /// Has the base table loaded anew by the next [`Site::apply`], whatever is there.
+    pub fn forget_table(&mut self) {
+        self.loaded = None;
     }
 
     /// Takes away everything that was made here, a TUN that lasts included; for `leave`.
@@ -180,7 +225,10 @@ impl Site {
             for link in links.iter().filter(|l| l.alias == mark(table)) {
                 link::delete(&mut netlink, link.index)?;
             }
-            let routes = Netlink::open().and_then(|mut n| route::apply(&mut n, &route::destinations(range), &BTreeSet::new()));
+            let routes = Netlink::open().and_then(|mut n| {
+                rule::apply(&mut n, range, &[], None)?;
+                route::apply(&mut n, &route::destinations(range), &BTreeSet::new())
+            });
             // Last, so that nothing leaves in clear while there are addresses.
             base_table::remove(table)?;
             Ok(routes?)
@@ -238,7 +286,7 @@ fn find_or_make(netlink: &mut Netlink, links: &[Link], common: &Common, lasting:
     let tun = if left {
         Tun::attach(&common.tun)?
     } else {
-        lay_routes(netlink, common.range, None)?;
+        lay_routes(netlink, common.range, None, &Members::default())?;
         Tun::create(&common.tun)?
     };
     if lasting {
@@ -265,45 +313,64 @@ fn find_conflict(netlink: &mut Netlink, range: OverlayRange, own: &[u32]) -> Res
     Ok(found.map(|(address, length)| AddressConflict { address, length }))
 }
 
-fn load_base_table(loaded: &mut Option<BaseTable>, common: &Common) -> Result<(), Unenforced> {
+fn load_base_table(
+    (loaded, loads): (&mut Option<BaseTable>, &mut u64),
+    common: &Common,
+    claims: Option<&ClaimTable>,
+) -> Result<(), Unenforced> {
     let wanted = BaseTable {
         name: common.table.clone(),
         range: common.range,
         tun: common.tun.clone(),
+        claims: claims.cloned(),
     };
     if loaded.as_ref() != Some(&wanted) {
         wanted.load()?;
+        *loads += 1;
         *loaded = Some(wanted);
     }
     Ok(())
 }
 
-fn equip(netlink: &mut Netlink, tun: &Tun, common: &Common, addresses: AddressPair) -> Result<(), Unenforced> {
+fn equip(netlink: &mut Netlink, tun: &Tun, common: &Common, members: &Members) -> Result<(), Unenforced> {
     write_settings(tun.name())?;
     let state = LinkState {
         mtu: common.mtu,
         queue_length: QUEUE_LENGTH,
     };
     link::apply(netlink, tun.index(), state)?;
-    let usable = addresses.both().into_iter().filter(|a| a.is_ipv4() || has_ipv6());
+    let usable = members.all().flat_map(AddressPair::both).filter(|a| a.is_ipv4() || has_ipv6());
     addr::apply(netlink, tun.index(), &usable.collect())?;
-    Ok(lay_routes(netlink, common.range, Some((tun.index(), addresses)))?)
+    Ok(lay_routes(netlink, common.range, Some(tun.index()), members)?)
 }
 
-/// `unreachable` under everything, and above it the routes to the TUN, if there is one.
-fn lay_routes(netlink: &mut Netlink, range: OverlayRange, tun: Option<(u32, AddressPair)>) -> Result<(), NetlinkError> {
+/// `unreachable` under everything, and above it the routes to the TUN, if there is one: in the main table for the rest of the namespace, in a
+/// table of its own for each claimed component. Rules lead there once there are routes, and no longer than there are.
+fn lay_routes(netlink: &mut Netlink, range: OverlayRange, tun: Option<u32>, members: &Members) -> Result<(), NetlinkError> {
     let destinations = destinations(range);
-    let to_tun = destinations.iter().filter_map(|destination| {
-        let (index, addresses) = tun?;
-        let source = addresses.of_family(destination.0);
+    let rest = members.rest.map(|addresses| (addresses, route::MAIN));
+    let tables = rest
+        .into_iter()
+        .chain(members.routes.iter().map(|route| (route.addresses, route.table)));
+    let to_tun = tables.flat_map(|(addresses, table)| destinations.iter().map(move |destination| (*destination, addresses, table)));
+    let to_tun = to_tun.filter_map(|(destination, addresses, table)| {
         Some(Route::Tun {
-            destination: *destination,
-            index,
-            source,
+            destination,
+            index: tun?,
+            source: addresses.of_family(destination.0),
+            table,
         })
     });
     let unreachable = destinations.iter().map(|d| Route::Unreachable { destination: *d });
-    route::apply(netlink, &destinations, &to_tun.chain(unreachable).collect())
+    let claimed = if tun.is_some() { members.routes.as_slice() } else { &[] };
+    if claimed.is_empty() {
+        rule::apply(netlink, range, claimed, members.rest)?;
+    }
+    route::apply(netlink, &destinations, &to_tun.chain(unreachable).collect())?;
+    if !claimed.is_empty() {
+        rule::apply(netlink, range, claimed, members.rest)?;
+    }
+    Ok(())
 }
 
 /// The overlay ranges of the families that the kernel has.

@@ -213,6 +213,7 @@ fn nft(config: &Config) -> String {
         name: config.table.clone(),
         range,
         tun: config.interface.clone(),
+        claims: None,
     });
     let own = own.map_or_else(
         || "no view yet".to_owned(),

@@ -13,16 +13,19 @@ use cloison_proto::trust::{Role, SpiffeId};
 
 use super::facts::{Exposed, Facts, Foreign, Kernel, PeerPath, Table, Unusable};
 use super::path_mtu;
-use crate::attach::base_table::BaseTable;
+use crate::attach::base_table::{self, BaseTable};
 use crate::attach::host::DEFAULT_MTU;
+use crate::attach::nudge::Nudge;
 use crate::attach::site::has_ipv6;
 use crate::config::{Config, HostsFile};
 use crate::control::certificate::{Window, check_host};
 use crate::control::connection::{self, Attempt};
 use crate::control::verifier::Anchors;
+use crate::dataplane;
 use crate::names::block::owners;
 use crate::names::hosts_file;
 use crate::netlink::{Netlink, NetlinkError, addr, link, route};
+use crate::run::plane_config;
 use crate::state::StateDir;
 use crate::state::clock::{Moment, wall_now};
 use crate::state::identity::{Membership, load_certificate};
@@ -75,7 +78,7 @@ pub fn facts(config: &Config) -> Facts {
             config.listen_port,
             if running.is_some() { Ok(()) } else { free(config.listen_port) },
         ),
-        table: table(config, overlay),
+        table: table(config, overlay, running.is_some(), known.cached.as_ref()),
         table_name: config.table.to_string(),
         clock: clock(running, &known),
         state_dir: (config.state_dir.clone(), exposed(&config.state_dir).map_err(|e| e.to_string())),
@@ -148,12 +151,16 @@ fn free(port: u16) -> Result<(), String> {
 }
 
 /// Compares the table with the same one in a namespace made for that: `nft` writes tables in another way than it reads them.
-fn table(config: &Config, overlay: Option<OverlayRange>) -> Result<Table, String> {
+fn table(config: &Config, overlay: Option<OverlayRange>, is_running: bool, cached: Option<&Cached>) -> Result<Table, String> {
     let Some(range) = overlay else { return Ok(Table::NotYet) };
+    // After a boot, and until the agent runs, the table says nothing yet of components that share the host.
+    let says_whose = is_running || base_table::has_claims(&config.table).map_err(|e| e.to_string())?;
+    let view = cached.and_then(|cached| cached.view.as_ref()).filter(|_| says_whose);
     let wanted = BaseTable {
         name: config.table.clone(),
         range,
         tun: config.interface.clone(),
+        claims: view.and_then(|view| dataplane::claim_table(&plane_config(config, Nudge::default()), view.content())),
     };
     if !wanted.is_loaded().map_err(|e| e.to_string())? {
         return Ok(Table::Missing);

@@ -1,4 +1,4 @@
-//! Desired state -> idempotent apply, over rtnetlink: links, addresses, routes. Each `apply` reads what is there, and adds and removes the
+//! Desired state -> idempotent apply, over rtnetlink: links, addresses, routes, rules; and elements of nftables' sets. Each `apply` reads what is there, and adds and removes the
 //! difference; applying twice changes nothing.
 //!
 //! A [`Netlink`] belongs to the network namespace of the thread that opened it. It is synchronous: changes are rare, a few messages each,
@@ -7,7 +7,9 @@
 pub mod addr;
 pub mod link;
 pub mod monitor;
+pub mod nftables;
 pub mod route;
+pub mod rule;
 
 use std::io;
 use std::time::Duration;

@@ -1,7 +1,8 @@
 //! Routes: the overlay ranges to a TUN, and `unreachable` under them, so that overlay traffic never follows a default route while there is
 //! no TUN.
 //!
-//! Ours are told from others' by their protocol number. All stand in the main table.
+//! Ours are told from others' by their protocol number. They stand in the main table, and for a component whose processes are claimed in a
+//! table of its own, which a rule leads to ([`super::rule`]).
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -17,13 +18,20 @@ use super::link::Link;
 use super::{Netlink, NetlinkError};
 
 /// Marks a route as ours: a number that iproute2's rt_protos and the known routing daemons leave free.
-const PROTOCOL: RouteProtocol = RouteProtocol::Other(0xc1);
+pub(super) const PROTOCOL: RouteProtocol = RouteProtocol::Other(0xc1);
 
 /// Metric of the routes to a TUN: low, so that they win; not zero, which IPv6 would take for 1024.
 const TUN_METRIC: u32 = 8;
 
 /// Metric of the `unreachable` routes: the highest there is, so that they win only when nothing else is left.
 const UNREACHABLE_METRIC: u32 = u32::MAX;
+
+/// The main table, and that of this host's own addresses (`RT_TABLE_MAIN` and `RT_TABLE_LOCAL` in linux/rtnetlink.h).
+pub const MAIN: u32 = 254;
+pub(super) const LOCAL: u32 = 255;
+
+/// What the eight bits of a header say for a table whose number needs more (`RT_TABLE_COMPAT`).
+pub(super) const COMPAT: u8 = 252;
 
 /// A destination: network address and prefix length.
 pub type Prefix = (IpAddr, u8);
@@ -39,6 +47,8 @@ pub enum Route {
         index: u32,
         /// Source address for those that have none.
         source: IpAddr,
+        /// The routing table.
+        table: u32,
     },
     /// Nowhere: the kernel answers that the destination is unreachable.
     Unreachable {
@@ -147,12 +157,9 @@ fn dump(netlink: &mut Netlink) -> Result<Vec<RouteMessage>, NetlinkError> {
 }
 
 fn parse(message: &RouteMessage) -> Option<Route> {
-    if message.header.table != RouteHeader::RT_TABLE_MAIN {
-        return None;
-    }
-    let (destination, metric) = (destination(message), metric(message));
+    let (destination, metric, table) = (destination(message), metric(message), table(message));
     if message.header.kind == RouteType::Unreachable && metric == UNREACHABLE_METRIC {
-        return Some(Route::Unreachable { destination });
+        return (table == MAIN).then_some(Route::Unreachable { destination });
     }
     let source = message
         .attributes
@@ -163,13 +170,16 @@ fn parse(message: &RouteMessage) -> Option<Route> {
         destination,
         index,
         source,
+        table,
     })
 }
 
 fn message(route: Route) -> RouteMessage {
     let (address, length) = route.destination();
     let mut message = RouteMessage::default();
-    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    let table = if let Route::Tun { table, .. } = route { table } else { MAIN };
+    // The header's field has eight bits; the attribute holds the whole number, and wins.
+    message.header.table = u8::try_from(table).unwrap_or(COMPAT);
     message.header.protocol = PROTOCOL;
     message.header.destination_prefix_length = length;
     message.header.address_family = if address.is_ipv4() {
@@ -177,7 +187,7 @@ fn message(route: Route) -> RouteMessage {
     } else {
         AddressFamily::Inet6
     };
-    message.attributes = vec![RouteAttribute::Destination(route_address(address))];
+    message.attributes = vec![RouteAttribute::Destination(route_address(address)), RouteAttribute::Table(table)];
     match route {
         Route::Tun { index, source, .. } => {
             message.header.kind = RouteType::Unicast;
@@ -219,6 +229,14 @@ fn oif(message: &RouteMessage) -> Option<u32> {
         .attributes
         .iter()
         .find_map(|a| if let RouteAttribute::Oif(i) = a { Some(*i) } else { None })
+}
+
+fn table(message: &RouteMessage) -> u32 {
+    let found = message
+        .attributes
+        .iter()
+        .find_map(|a| if let RouteAttribute::Table(t) = a { Some(*t) } else { None });
+    found.unwrap_or_else(|| u32::from(message.header.table))
 }
 
 fn metric(message: &RouteMessage) -> u32 {
@@ -319,11 +337,13 @@ mod tests {
                 destination: prefix("10.77.0.0/16"),
                 index: 3,
                 source: IpAddr::V4([10, 77, 1, 0].into()),
+                table: MAIN,
             },
             Route::Tun {
                 destination: prefix("fd12::/48"),
                 index: 3,
                 source,
+                table: 0xc100_0100,
             },
             Route::Unreachable {
                 destination: prefix("10.77.0.0/16"),

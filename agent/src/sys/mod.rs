@@ -1,8 +1,9 @@
-//! The kernel's edges: TUNs, epoll, network namespaces, socket options, inherited descriptors, the clock. All of the agent's unsafe code is below this module,
+//! The kernel's edges: TUNs, epoll, network namespaces, cgroups, socket options, inherited descriptors, the clock. All of the agent's unsafe code is below this module,
 //! each block with the reason why it is sound; what leaves it are owned file descriptors and typed errors.
 //!
 //! Nothing here knows of packets, peers or views.
 
+pub mod cgroup;
 pub mod clock;
 pub mod inherited;
 pub mod lease;

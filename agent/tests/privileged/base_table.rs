@@ -14,6 +14,7 @@ fn table() -> Outcome<BaseTable> {
         name: "cloison_test".parse()?,
         range: range()?,
         tun: tun_name()?,
+        claims: None,
     })
 }
 

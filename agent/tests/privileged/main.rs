@@ -2,10 +2,12 @@
 //! root, and fail without it.
 
 mod base_table;
+mod claims;
 mod dataplane;
 mod mesh;
 mod netlink;
 pub(crate) mod netns;
+mod person;
 mod site;
 mod tun;
 mod udp;

@@ -18,6 +18,7 @@ fn wanted_routes(index: u32) -> Outcome<BTreeSet<route::Route>> {
         destination,
         index,
         source: ours.of_family(destination.0),
+        table: route::MAIN,
     });
     let nowhere = to.map(|destination| route::Route::Unreachable { destination });
     Ok(tun.into_iter().chain(nowhere).collect())

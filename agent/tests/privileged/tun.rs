@@ -24,6 +24,7 @@ fn ready_tun() -> Outcome<Tun> {
         destination,
         index: tun.index(),
         source: ours.of_family(destination.0),
+        table: route::MAIN,
     });
     route::apply(&mut netlink, &to, &wanted.into())?;
     Ok(tun)

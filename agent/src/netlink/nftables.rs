@@ -1,0 +1,271 @@
+//! Elements of nftables' sets, changed by netlink: a cgroup is named by its id there, which the text that `nft` reads cannot do, and a change
+//! takes microseconds instead of a program's start.
+//!
+//! Tables, chains and the sets themselves are `nft`'s business ([`crate::attach::base_table`]). All changes of one call are one transaction.
+
+use std::io;
+use std::net::IpAddr;
+
+use netlink_sys::protocols::NETLINK_NETFILTER;
+use netlink_sys::{Socket, SocketAddr};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::{ANSWER_WITHIN, NetlinkError};
+
+/// Numbers of linux/netfilter/nfnetlink.h and nf_tables.h.
+mod number {
+    pub(super) const BATCH_BEGIN: u16 = 0x10;
+    pub(super) const BATCH_END: u16 = 0x11;
+    pub(super) const NFTABLES: u16 = 10;
+    pub(super) const NEW_ELEMENT: u16 = NFTABLES << 8 | 12;
+    pub(super) const DELETE_ELEMENT: u16 = NFTABLES << 8 | 14;
+    pub(super) const INET: u8 = 1;
+    pub(super) const TABLE: u16 = 1;
+    pub(super) const SET: u16 = 2;
+    pub(super) const ELEMENTS: u16 = 3;
+    pub(super) const ELEMENT: u16 = 1;
+    pub(super) const KEY: u16 = 1;
+    pub(super) const VALUE: u16 = 1;
+    pub(super) const NESTED: u16 = 1 << 15;
+}
+
+/// Flags of a message (linux/netlink.h).
+mod flag {
+    pub(super) const REQUEST: u16 = 1;
+    pub(super) const ACK: u16 = 4;
+    pub(super) const CREATE: u16 = 0x400;
+}
+
+/// The kernel's answer to a message: zero, or a negated error number.
+const ANSWER: u16 = 2;
+
+/// Length of a netlink header, in bytes.
+const HEADER: usize = 16;
+
+/// Elements in one message: far below the 64 KiB that an attribute can hold.
+const ELEMENTS: usize = 256;
+
+/// What identifies a socket in a set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Key {
+    /// A cgroup, by its id.
+    Cgroup(u64),
+    /// A cgroup and an address.
+    CgroupAt(u64, IpAddr),
+}
+
+/// Whether an element comes or goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Operation {
+    /// It comes; it may be there already.
+    Add,
+    /// It goes; it has to be there.
+    Remove,
+}
+
+/// A change of one set.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Change {
+    /// What happens.
+    pub operation: Operation,
+    /// The set, in the table that the connection is for.
+    pub set: String,
+    /// The element.
+    pub key: Key,
+}
+
+/// A connection to nftables in one network namespace, for one table of the family `inet`.
+#[derive(Debug)]
+pub struct Nftables {
+    socket: Socket,
+    table: String,
+    sequence: u32,
+}
+
+impl Nftables {
+    /// Opens a connection in the namespace of the calling thread.
+    ///
+    /// # Errors
+    /// [`NetlinkError`].
+    pub fn open(table: &str) -> Result<Self, NetlinkError> {
+        let open = || {
+            let mut socket = Socket::new(NETLINK_NETFILTER)?;
+            socket.bind_auto()?;
+            socket.connect(&SocketAddr::new(0, 0))?;
+            socket.set_non_blocking(true)?;
+            Ok(socket)
+        };
+        Ok(Self {
+            socket: open().map_err(|e| NetlinkError::new("open a netlink socket", e))?,
+            table: table.to_owned(),
+            sequence: 0,
+        })
+    }
+
+    /// Makes all `changes`, or none of them.
+    ///
+    /// # Errors
+    /// [`NetlinkError`]; ENOENT if the table, a set, or an element that is to go is not there.
+    pub fn change(&mut self, changes: &[Change]) -> Result<(), NetlinkError> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        self.exchange(changes)
+            .map_err(|e| NetlinkError::new("change the base table's sets", e))
+    }
+
+    fn exchange(&mut self, changes: &[Change]) -> io::Result<()> {
+        let mut batch = Vec::new();
+        self.message(&mut batch, number::BATCH_BEGIN, flag::REQUEST, (0, number::NFTABLES), |_| {});
+        let first = self.sequence;
+        let mut awaited = 0u32;
+        let alike = |a: &Change, b: &Change| (a.operation, &a.set) == (b.operation, &b.set);
+        for of_set in changes.chunk_by(alike).flat_map(|of_set| of_set.chunks(ELEMENTS)) {
+            self.elements(&mut batch, of_set);
+            awaited += 1;
+        }
+        self.message(&mut batch, number::BATCH_END, flag::REQUEST, (0, number::NFTABLES), |_| {});
+        self.socket.send(&batch, 0)?;
+        let mut result = Ok(());
+        while awaited > 0 {
+            for (sequence, error) in answers(&self.receive()?) {
+                // An error of the whole batch is told once, with the number of its beginning.
+                if sequence == first && error != 0 {
+                    return Err(io::Error::from_raw_os_error(error));
+                }
+                if sequence > first && sequence < self.sequence {
+                    awaited = awaited.saturating_sub(1);
+                    if error != 0 && result.is_ok() {
+                        result = Err(io::Error::from_raw_os_error(error));
+                    }
+                }
+            }
+        }
+        result
+    }
+
+    fn elements(&mut self, batch: &mut Vec<u8>, changes: &[Change]) {
+        let Some(Change { operation, set, .. }) = changes.first() else {
+            return;
+        };
+        let (kind, flags) = match operation {
+            Operation::Add => (number::NEW_ELEMENT, flag::REQUEST | flag::ACK | flag::CREATE),
+            Operation::Remove => (number::DELETE_ELEMENT, flag::REQUEST | flag::ACK),
+        };
+        let table = self.table.clone();
+        self.message(batch, kind, flags, (number::INET, 0), |body| {
+            text(body, number::TABLE, &table);
+            text(body, number::SET, set);
+            nested(body, number::ELEMENTS, |list| {
+                for change in changes {
+                    nested(list, number::ELEMENT, |element| {
+                        nested(element, number::KEY, |key| attribute(key, number::VALUE, &change.key.bytes()));
+                    });
+                }
+            });
+        });
+    }
+
+    /// Appends a message: netlink's header, netfilter's, and what `body` writes.
+    fn message(&mut self, to: &mut Vec<u8>, kind: u16, flags: u16, (family, resource): (u8, u16), body: impl FnOnce(&mut Vec<u8>)) {
+        self.sequence = self.sequence.wrapping_add(1);
+        let begin = to.len();
+        to.extend([0; 4]);
+        to.extend(kind.to_ne_bytes());
+        to.extend(flags.to_ne_bytes());
+        to.extend(self.sequence.to_ne_bytes());
+        to.extend([0; 4]);
+        to.extend([family, 0]);
+        to.extend(resource.to_be_bytes());
+        body(to);
+        let length = u32::try_from(to.len() - begin).unwrap_or(u32::MAX);
+        if let Some(place) = to.get_mut(begin..begin + 4) {
+            place.copy_from_slice(&length.to_ne_bytes());
+        }
+    }
+
+    fn receive(&self) -> io::Result<Vec<u8>> {
+        let timeout = Timespec::try_from(ANSWER_WITHIN).map_err(io::Error::other)?;
+        if poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&timeout))? == 0 {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        self.socket.recv_from_full().map(|(bytes, _)| bytes)
+    }
+}
+
+impl Key {
+    /// As nftables has it in its registers: an id in this machine's byte order, an address as on the wire.
+    fn bytes(self) -> Vec<u8> {
+        match self {
+            Self::Cgroup(id) => id.to_ne_bytes().to_vec(),
+            Self::CgroupAt(id, IpAddr::V4(address)) => [&id.to_ne_bytes()[..], &address.octets()].concat(),
+            Self::CgroupAt(id, IpAddr::V6(address)) => [&id.to_ne_bytes()[..], &address.octets()].concat(),
+        }
+    }
+}
+
+fn attribute(to: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    let length = u16::try_from(value.len() + 4).unwrap_or(u16::MAX);
+    to.extend(length.to_ne_bytes());
+    to.extend(kind.to_ne_bytes());
+    to.extend(value);
+    to.resize(to.len().next_multiple_of(4), 0);
+}
+
+fn text(to: &mut Vec<u8>, kind: u16, value: &str) {
+    attribute(to, kind, &[value.as_bytes(), &[0]].concat());
+}
+
+fn nested(to: &mut Vec<u8>, kind: u16, body: impl FnOnce(&mut Vec<u8>)) {
+    let mut inner = Vec::new();
+    body(&mut inner);
+    attribute(to, kind | number::NESTED, &inner);
+}
+
+/// The answers in a buffer: the number of the message, and the kernel's error number or zero.
+fn answers(bytes: &[u8]) -> Vec<(u32, i32)> {
+    let mut answers = Vec::new();
+    let mut rest = bytes;
+    while let Some(header) = rest.first_chunk::<HEADER>() {
+        let [l0, l1, l2, l3, k0, k1, _, _, s0, s1, s2, s3, ..] = *header;
+        let length = usize::try_from(u32::from_ne_bytes([l0, l1, l2, l3])).unwrap_or(usize::MAX);
+        let body = rest.get(HEADER..length).unwrap_or_default();
+        if let (ANSWER, Some(code)) = (u16::from_ne_bytes([k0, k1]), body.first_chunk::<4>()) {
+            answers.push((u32::from_ne_bytes([s0, s1, s2, s3]), i32::from_ne_bytes(*code).wrapping_neg()));
+        }
+        rest = rest.get(length.max(HEADER).next_multiple_of(4)..).unwrap_or_default();
+    }
+    answers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_an_id_and_an_address_one_behind_the_other() {
+        let v4 = Key::CgroupAt(0x0102, [10, 77, 1, 0].into());
+        assert_eq!(v4.bytes(), [&0x0102u64.to_ne_bytes()[..], &[10, 77, 1, 0]].concat());
+        assert_eq!(Key::CgroupAt(1, std::net::Ipv6Addr::LOCALHOST.into()).bytes().len(), 24);
+        assert_eq!(Key::Cgroup(7).bytes().len(), 8);
+    }
+
+    #[test]
+    fn answers_are_found_and_what_is_cut_off_is_none() {
+        let answer = |sequence: u32, code: i32| {
+            let mut bytes = 36u32.to_ne_bytes().to_vec();
+            bytes.extend(ANSWER.to_ne_bytes());
+            bytes.extend([0; 2]);
+            bytes.extend(sequence.to_ne_bytes());
+            bytes.extend([0; 4]);
+            bytes.extend(code.to_ne_bytes());
+            bytes.extend([0; 16]);
+            bytes
+        };
+        let both = [answer(3, 0), answer(4, -2)].concat();
+        assert_eq!(answers(&both), [(3, 0), (4, 2)]);
+        for length in 0..both.len() {
+            assert!(answers(both.get(..length).unwrap_or_default()).len() <= 1);
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! Components that share a host's namespace: real sockets of processes with users and cgroups of their own.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use cloison_agent::dataplane::Enforcement;
+
+use crate::mesh::{Component, Host, Mesh, apply, two_hosts};
+use crate::person::Group;
+use crate::{Outcome, inside, ip, run};
+
+/// `n8n` and `worker` share host 1 with the rest of it; `postgres` is on host 2. Only n8n may reach it.
+fn shared_host(n8n: &str, worker: &str, postgres: &str) -> Mesh {
+    let component = |name, host, attachment: &str| Component {
+        name,
+        host,
+        attachment: attachment.into(),
+    };
+    Mesh {
+        components: vec![
+            component("n8n", 1, n8n),
+            component("postgres", 2, postgres),
+            component("rest", 1, "host"),
+            component("worker", 1, worker),
+        ],
+        rules: vec![
+            ("n8n", "postgres", "tcp/5432"),
+            ("n8n", "postgres", "udp/5432"),
+            ("worker", "n8n", "tcp/5678"),
+        ],
+    }
+}
+
+fn at(address: IpAddr, port: u16) -> SocketAddr {
+    (address, port).into()
+}
+
+#[test]
+fn a_user_s_processes_have_its_component_s_addresses_and_nobody_else_has_them() -> Outcome {
+    let mesh = shared_host("user:2001", "user:2002", "host");
+    let [one, two] = two_hosts(&mesh)?;
+    assert_eq!(
+        one.dataplane.report().get("n8n"),
+        Some(&Enforcement::Bound("user:2001, number 2001".into()))
+    );
+    let (mut n8n, mut worker, mut other) = (one.person(2001)?, one.person(2002)?, one.person(2003)?);
+    for (n8n_at, postgres) in mesh.address("n8n")?.both().into_iter().zip(mesh.address("postgres")?.both()) {
+        let mut server = two.person(2003)?;
+        server.listens(at(postgres, 5432))?;
+        assert_eq!(n8n.connects(at(postgres, 5432), None)?, Ok(n8n_at), "its source is its component's");
+        let _ = worker.connects(at(postgres, 5432), None)?.err().ok_or("worker has no rule")?;
+        let _ = other.connects(at(postgres, 5432), None)?.err().ok_or("the rest has no rule")?;
+        for rogue in [&mut worker, &mut other] {
+            let refused = rogue
+                .connects(at(postgres, 5432), Some(n8n_at))?
+                .err()
+                .ok_or("a foreign source passed")?;
+            assert!(
+                !refused.contains("Refused"),
+                "the kernel refuses before anybody sees a packet: {refused}"
+            );
+        }
+        server.answers_datagrams(at(postgres, 5432))?;
+        assert_eq!(n8n.asks(at(postgres, 5432), None)?, Ok(n8n_at));
+        let _ = other
+            .asks(at(postgres, 5432), Some(n8n_at))?
+            .err()
+            .ok_or("a foreign datagram passed")?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_cgroup_s_processes_have_its_component_s_addresses_and_nobody_else_has_them() -> Outcome {
+    let (n8n_group, worker_group, other_group) = (Group::new("n8n")?, Group::new("worker")?, Group::new("other")?);
+    let mesh = shared_host(&n8n_group.attachment(), &worker_group.attachment(), "host");
+    let [one, two] = two_hosts(&mesh)?;
+    let (mut n8n, mut worker) = (one.person_in(0, &n8n_group)?, one.person_in(0, &worker_group)?);
+    let mut other = one.person_in(0, &other_group)?;
+    let mut rootless = one.person(2003)?;
+    for (n8n_at, postgres) in mesh.address("n8n")?.both().into_iter().zip(mesh.address("postgres")?.both()) {
+        let mut server = two.person(2003)?;
+        server.listens(at(postgres, 5432))?;
+        assert_eq!(n8n.connects(at(postgres, 5432), None)?, Ok(n8n_at), "its source is its component's");
+        let _ = worker.connects(at(postgres, 5432), None)?.err().ok_or("worker has no rule")?;
+        for rogue in [&mut worker, &mut other, &mut rootless] {
+            let refused = rogue
+                .connects(at(postgres, 5432), Some(n8n_at))?
+                .err()
+                .ok_or("a foreign source passed")?;
+            assert!(
+                !refused.contains("Refused"),
+                "the kernel refuses before anybody sees a packet: {refused}"
+            );
+        }
+        server.answers_datagrams(at(postgres, 5432))?;
+        assert_eq!(n8n.asks(at(postgres, 5432), None)?, Ok(n8n_at));
+        let _ = other
+            .asks(at(postgres, 5432), Some(n8n_at))?
+            .err()
+            .ok_or("a foreign datagram passed")?;
+    }
+    Ok(())
+}
+
+#[test]
+fn components_of_one_host_reach_each_other_by_their_rules_alone() -> Outcome {
+    let (n8n_group, worker_group) = (Group::new("n8n")?, Group::new("worker")?);
+    let mesh = shared_host(&n8n_group.attachment(), &worker_group.attachment(), "host");
+    let [one, _two] = two_hosts(&mesh)?;
+    let (mut n8n, mut worker, mut other) = (one.person_in(0, &n8n_group)?, one.person_in(0, &worker_group)?, one.person(2003)?);
+    n8n.listens("0.0.0.0:5678".parse()?)?;
+    n8n.listens("[::]:5679".parse()?)?;
+    worker.listens("[::]:5680".parse()?)?;
+    for (n8n_at, worker_at) in mesh.address("n8n")?.both().into_iter().zip(mesh.address("worker")?.both()) {
+        let port = if n8n_at.is_ipv4() { 5678 } else { 5679 };
+        if n8n_at.is_ipv4() {
+            assert_eq!(worker.connects(at(n8n_at, port), None)?, Ok(worker_at));
+        }
+        let denied = other.connects(at(n8n_at, port), None)?.err().ok_or("no rule, and it passed")?;
+        assert!(denied.contains("Refused"), "{denied}");
+        let _ = n8n.connects(at(worker_at, 5680), None)?.err().ok_or("the reverse of a rule")?;
+        assert_eq!(n8n.connects(at(n8n_at, port), None)?, Ok(n8n_at), "itself it always reaches");
+    }
+    let rest = mesh.address("rest")?.v4.into();
+    let _ = worker.connects(at(rest, 5680), None)?.err().ok_or("no rule leads to the rest")?;
+    Ok(())
+}
+
+#[test]
+fn who_takes_a_component_s_port_first_gets_nothing() -> Outcome {
+    let (n8n_group, postgres_group) = (Group::new("n8n")?, Group::new("postgres")?);
+    let mesh = shared_host(&n8n_group.attachment(), "user:2002", &postgres_group.attachment());
+    let [one, two] = two_hosts(&mesh)?;
+    let mut n8n = one.person_in(0, &n8n_group)?;
+    for postgres in mesh.address("postgres")?.both() {
+        let mut rogue = two.person(2009)?;
+        rogue.listens(at(postgres, 5432))?;
+        rogue.answers_datagrams(at(postgres, 5432))?;
+        let _ = n8n.connects(at(postgres, 5432), None)?.err().ok_or("the rogue was reached")?;
+        let _ = n8n.asks(at(postgres, 5432), None)?.err().ok_or("the rogue answered")?;
+        drop(rogue);
+        let mut server = two.person_in(0, &postgres_group)?;
+        server.listens(at(postgres, 5432))?;
+        assert!(n8n.connects(at(postgres, 5432), None)?.is_ok());
+    }
+    Ok(())
+}
+
+#[test]
+fn a_cgroup_that_is_made_anew_is_bound_again_and_one_that_is_unknown_is_nobody() -> Outcome {
+    let mut group = Group::new("n8n")?;
+    let mesh = shared_host(&group.attachment(), "user:2002", "host");
+    let mut hosts = two_hosts(&mesh)?;
+    let postgres = mesh.address("postgres")?.v4.into();
+    let n8n_at = mesh.address("n8n")?.v4.into();
+    let mut server = hosts[1].person(0)?;
+    server.listens(at(postgres, 5432))?;
+    for round in 0..3 {
+        let mut n8n = hosts[0].person_in(0, &group)?;
+        assert_eq!(n8n.connects(at(postgres, 5432), None)?, Ok(n8n_at), "round {round}");
+        drop(n8n);
+        group.remake()?;
+    }
+    // Applying the same view again changes nothing for those who run.
+    let mut n8n = hosts[0].person_in(0, &group)?;
+    apply(&mut hosts, &mesh)?;
+    assert_eq!(n8n.connects(at(postgres, 5432), None)?, Ok(n8n_at));
+    Ok(())
+}
+
+#[test]
+fn a_foreign_flush_of_the_ruleset_is_mended_with_everything_that_was_bound() -> Outcome {
+    let group = Group::new("n8n")?;
+    let mesh = shared_host(&group.attachment(), "user:2002", "host");
+    let [mut one, two] = two_hosts(&mesh)?;
+    let postgres = mesh.address("postgres")?.v4.into();
+    let mut server = two.person(0)?;
+    server.listens(at(postgres, 5432))?;
+    inside(&one.ns, || run("nft", "flush ruleset"))?;
+    one.dataplane.check();
+    let (mut n8n, mut rogue) = (one.person_in(0, &group)?, one.person(2003)?);
+    let n8n_at = mesh.address("n8n")?.v4.into();
+    assert_eq!(n8n.connects(at(postgres, 5432), None)?, Ok(n8n_at));
+    let _ = rogue
+        .connects(at(postgres, 5432), Some(n8n_at))?
+        .err()
+        .ok_or("a foreign source passed")?;
+    Ok(())
+}
+
+#[test]
+fn without_claims_the_host_is_left_as_it_was_found() -> Outcome {
+    let group = Group::new("n8n")?;
+    let mut mesh = shared_host(&group.attachment(), "user:2002", "host");
+    let mut one = Host::alone(1)?;
+    let rules = |host: &Host| -> Outcome<String> { Ok(ip(&host.ns, "-4 rule")? + &ip(&host.ns, "-6 rule")?) };
+    let before = rules(&one)?;
+    one.apply(&mesh)?;
+    let with = rules(&one)?;
+    assert!(
+        with.contains("100:\tfrom all lookup local") && with.contains("uidrange 2002-2002"),
+        "{with}"
+    );
+    assert!(!with.contains("\n0:") && !with.starts_with("0:"), "{with}");
+    mesh.components.retain(|c| c.name == "rest");
+    mesh.rules.clear();
+    one.apply(&mesh)?;
+    assert_eq!(rules(&one)?, before);
+    assert!(
+        !ip(&one.ns, "route show table all")?.contains("table 3238"),
+        "no table of a component is left"
+    );
+    Ok(())
+}
+
+/// How long what must not arrive is waited for.
+pub(crate) const SILENCE: Duration = Duration::from_millis(700);
