@@ -29,6 +29,7 @@ use crate::attach::claim_table::ClaimTable;
 use crate::attach::claims::{Claims, Member, Wanted};
 use crate::attach::container::{Containers, Sandbox};
 use crate::attach::nudge::Nudge;
+use crate::attach::selftest::Trial;
 use crate::attach::site::{Common, Members, Site};
 use crate::attach::{self, Accepted, AddressConflict, Place, Unenforced, host, netns};
 use crate::manager::{Kept, Manager};
@@ -170,11 +171,12 @@ impl Dataplane {
         let (at_host, kept): (Vec<_>, Vec<_>) = kept.into_iter().partition(|kept| kept.namespace.id() == host.id());
         at_host.into_iter().for_each(|kept| host.keep(kept.tun, &config.tun));
         let nftables = host.namespace().run(|| Nftables::open(&config.table.to_string()))??;
+        let trial = Trial::new(host.namespace().run(NetNs::current)??, config.table.clone());
         let sockets = Udp::listen(config.port, config.workers)?;
         let workers = Workers::start(&engine, sockets).map_err(StartError::Workers)?;
         Ok(Self {
             containers: Containers::new(&config.accepted, config.nudge.clone()),
-            claims: Claims::new(Tree::find(), Some(nftables), config.nudge.clone()),
+            claims: Claims::new(Tree::find(), Some((nftables, trial)), config.nudge.clone()),
             filled: 0,
             config,
             installer: engine.worker(),

@@ -229,7 +229,7 @@ pub fn remove(name: &TableName) -> Result<(), BaseTableError> {
     Ok(())
 }
 
-fn run_nft(table: &TableName, arguments: &[&str], input: &str) -> Result<String, BaseTableError> {
+pub(super) fn run_nft(table: &TableName, arguments: &[&str], input: &str) -> Result<String, BaseTableError> {
     let nft = NFT_PLACES
         .into_iter()
         .find(|place| Path::new(place).exists())

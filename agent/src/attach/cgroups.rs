@@ -85,6 +85,24 @@ impl Tree {
         }
     }
 
+    /// The cgroup of this process.
+    ///
+    /// # Errors
+    /// The kernel's; `NotFound` if it is not in the tree.
+    pub fn own(&self) -> io::Result<Cgroup> {
+        let lines = std::fs::read_to_string("/proc/self/cgroup")?;
+        let path = lines
+            .lines()
+            .find_map(|line| line.strip_prefix("0::"))
+            .ok_or(io::ErrorKind::NotFound)?;
+        let path = path.trim_end_matches('/');
+        Ok(Cgroup {
+            id: std::fs::metadata(self.place(path))?.ino(),
+            level: u8::try_from(path.matches('/').count()).map_err(io::Error::other)?,
+            path: path.to_owned(),
+        })
+    }
+
     /// Looks for the cgroups of these claims.
     #[must_use]
     pub fn scan(&self, claims: &[(ComponentName, Claim)]) -> Scan {
@@ -99,7 +117,7 @@ impl Tree {
         scan
     }
 
-    fn place(&self, path: &str) -> PathBuf {
+    pub(super) fn place(&self, path: &str) -> PathBuf {
         self.root.join(path.trim_start_matches('/'))
     }
 

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::selftest::TrialError;
 use cloison_proto::label::ComponentName;
 use cloison_proto::policy::{CgroupPath, UnitName, User, UserName};
 
@@ -31,9 +32,15 @@ pub enum ClaimError {
     /// Two components claim the same processes.
     #[error("the component {0} claims the same processes; two components cannot share them")]
     Shared(ComponentName),
+    /// Cgroups of version 2 are not mounted.
+    #[error("cgroups of version 2 are not mounted on this host; attach the component by `user`, `container` or `netns`")]
+    NoCgroups,
     /// The kernel does not keep cgroups apart.
-    #[error("this kernel cannot bind addresses to cgroups: {0}; attach the component by `user`, `container` or `netns`")]
-    NoCgroups(String),
+    #[error("this kernel does not bind addresses to cgroups; attach the component by `user`, `container` or `netns`")]
+    Cgroups(#[source] TrialError),
+    /// The kernel does not keep users apart.
+    #[error("this kernel does not bind addresses to users; attach the component by `container` or `netns`")]
+    Users(#[source] TrialError),
 }
 
 impl Claim {

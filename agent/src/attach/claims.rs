@@ -26,6 +26,7 @@ use super::claim::{self, Claim, ClaimError};
 use super::claim_table::{self, ClaimTable};
 use super::nudge::Nudge;
 use super::owners::{self, Owners};
+use super::selftest::Trial;
 use crate::netlink::NetlinkError;
 use crate::netlink::nftables::{Change, Key, Nftables, Operation};
 use crate::netlink::rule::{Route, Sender};
@@ -92,6 +93,9 @@ struct Thread {
 struct State {
     tree: Option<Tree>,
     nftables: Option<Nftables>,
+    trial: Option<Trial>,
+    /// Whether users, and cgroups, were tried out and can be relied on.
+    tried: (bool, bool),
     nudge: Nudge,
     owners: owners::Shared,
     /// Those whose claims can be enforced.
@@ -107,13 +111,16 @@ struct State {
 }
 
 impl Claims {
-    /// No claims yet; `nftables` is a connection for the base table in the host's namespace.
+    /// No claims yet; `kernel` is a connection for the base table in the host's namespace, and where it is tried out what holds there.
     #[must_use]
-    pub fn new(tree: Option<Tree>, nftables: Option<Nftables>, nudge: Nudge) -> Self {
+    pub fn new(tree: Option<Tree>, kernel: Option<(Nftables, Trial)>, nudge: Nudge) -> Self {
+        let (nftables, trial) = kernel.unzip();
         let owners = owners::Shared::default();
         let state = State {
             tree,
             nftables,
+            trial,
+            tried: (false, false),
             nudge,
             owners: owners.clone(),
             bound: Vec::new(),
@@ -259,19 +266,33 @@ impl State {
     }
 
     /// Whether a claim can be enforced beside those before it; the number of its user, if it is one.
-    fn resolve(&self, member: &Member, before: &[(Member, Option<u32>)]) -> Result<Option<u32>, ClaimError> {
+    fn resolve(&mut self, member: &Member, before: &[(Member, Option<u32>)]) -> Result<Option<u32>, ClaimError> {
         let user = match &member.claim {
             Claim::User(user) => Some(claim::number_of(user)?),
-            Claim::Unit(_) | Claim::Cgroup(_) if self.tree.is_none() => {
-                return Err(ClaimError::NoCgroups("cgroups of version 2 are not mounted".into()));
-            }
             Claim::Unit(_) | Claim::Cgroup(_) => None,
         };
+        self.try_out(&member.claim)?;
         let same = |(other, number): &&(Member, Option<u32>)| other.claim == member.claim || user.is_some() && *number == user;
         match before.iter().find(same) {
             Some((other, _)) => Err(ClaimError::Shared(other.component.clone())),
             None => Ok(user),
         }
+    }
+
+    /// Tries out, once, whether the kernel does what a claim relies on.
+    fn try_out(&mut self, claim: &Claim) -> Result<(), ClaimError> {
+        let Some(trial) = &self.trial else { return Ok(()) };
+        if !claim.is_by_cgroup() {
+            if !self.tried.0 {
+                trial.of_users().map_err(ClaimError::Users)?;
+                self.tried.0 = true;
+            }
+        } else if !self.tried.1 {
+            let tree = self.tree.as_ref().ok_or(ClaimError::NoCgroups)?;
+            trial.of_cgroups(tree).map_err(ClaimError::Cgroups)?;
+            self.tried.1 = true;
+        }
+        Ok(())
     }
 
     /// Looks at the cgroups.

@@ -3,7 +3,10 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use cloison_agent::attach::cgroups::Tree;
+use cloison_agent::attach::selftest::{Trial, TrialError};
 use cloison_agent::dataplane::Enforcement;
+use cloison_agent::sys::netns::NetNs;
 
 use crate::mesh::{Component, Host, Mesh, apply, two_hosts};
 use crate::person::Group;
@@ -216,3 +219,26 @@ fn without_claims_the_host_is_left_as_it_was_found() -> Outcome {
 
 /// How long what must not arrive is waited for.
 pub(crate) const SILENCE: Duration = Duration::from_millis(700);
+
+#[test]
+fn what_this_kernel_can_do_is_tried_out_and_leaves_nothing_behind() -> Outcome {
+    let ns = crate::fresh()?;
+    let table: cloison_agent::attach::base_table::TableName = "cloison_test".parse()?;
+    let trial = Trial::new(inside(&ns, || Ok(NetNs::current()?))?, table.clone());
+    trial.of_users()?;
+    trial.of_cgroups(&Tree::find().ok_or("no cgroups of version 2")?)?;
+    assert_eq!(inside(&ns, || run("nft", "list tables"))?, "");
+    // Somebody else's rules can make the owner's datagram disappear: then nothing is relied on.
+    inside(&ns, || {
+        run("nft", "add table inet other")?;
+        run(
+            "nft",
+            "add chain inet other input { type filter hook input priority 5; policy drop; }",
+        )
+    })?;
+    let refused = trial.of_users();
+    assert!(matches!(refused, Err(TrialError::OwnerRefused)), "{refused:?}");
+    ip(&ns, "link set lo down")?;
+    assert!(trial.of_users().is_err());
+    Ok(())
+}

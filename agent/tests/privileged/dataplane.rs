@@ -193,7 +193,7 @@ fn what_cannot_be_enforced_is_shown_with_its_reason_and_gets_nothing() -> Outcom
     let mut one = Host::alone(1)?;
     let home = format!("/run/netns/cloison-sh-home-{}", std::process::id());
     let attachments = [
-        ("a-unit", "unit:n8n.service", "cannot enforce `unit:n8n.service`"),
+        ("a-user", "user:no-such-user", "has no user"),
         ("b-outside", "netns:/proc/1/ns/net", "not below a directory"),
         ("c-missing", "netns:/run/netns/cloison-sh-none", "does not exist"),
         ("d-host", "host", ""),
