@@ -85,7 +85,7 @@ impl Trial {
             let sockets = sockets.map_err(|e| impossible("loopback cannot be used", &e))?;
             let result = self.compare(subject, &sockets);
             let removed = self.nft(&format!("delete table inet {}_trial\n", self.table));
-            result.and_then(|()| Ok(removed?))
+            result.and(removed)
         });
         tried.map_err(|e: NetNsError| impossible("the namespace cannot be entered", &e))?
     }
