@@ -8,6 +8,7 @@ pub mod addr;
 pub mod link;
 pub mod monitor;
 pub mod route;
+pub mod sock_diag;
 
 use std::io;
 use std::time::Duration;

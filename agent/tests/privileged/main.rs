@@ -7,6 +7,7 @@ mod mesh;
 mod netlink;
 pub(crate) mod netns;
 mod site;
+mod sock_diag;
 mod tun;
 mod udp;
 mod wire;
@@ -19,6 +20,7 @@ use std::process::Command;
 use cloison_agent::sys::InterfaceName;
 use cloison_agent::sys::netns::NetNs;
 use cloison_proto::net::{AddressPair, OverlayRange};
+use rustix::thread::{Uid, set_thread_res_uid};
 
 type Outcome<T = ()> = Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -41,6 +43,15 @@ fn tun_name() -> Outcome<InterfaceName> {
 /// Runs `work` inside `ns`, with one kind of error.
 fn inside<T: Send>(ns: &NetNs, work: impl FnOnce() -> Outcome<T> + Send) -> Outcome<T> {
     ns.run(work)?
+}
+
+/// Runs `work` inside `ns` as another user: what it makes is that user's. One thread alone changes.
+fn as_user<T: Send>(ns: &NetNs, user: u32, work: impl FnOnce() -> Outcome<T> + Send) -> Outcome<T> {
+    inside(ns, || {
+        let user = Uid::from_raw(user);
+        set_thread_res_uid(user, user, user)?;
+        work()
+    })
 }
 
 /// A namespace of its own, with loopback up.
