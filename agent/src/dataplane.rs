@@ -27,6 +27,7 @@ use crate::attach::base_table::TableName;
 use crate::attach::claim::ClaimError;
 use crate::attach::container::{Containers, Sandbox};
 use crate::attach::nudge::Nudge;
+use crate::attach::owners;
 use crate::attach::site::{Common, Site};
 use crate::attach::{self, Accepted, AddressConflict, Place, Unenforced, host, netns};
 use crate::manager::{Kept, Manager};
@@ -118,6 +119,8 @@ pub struct Dataplane {
     /// Takes the results of installations.
     installer: Worker<Mesh, BoringKey>,
     workers: Workers,
+    /// Whose the sockets and addresses of the host's own namespace are.
+    owners: owners::Shared,
     host: Site,
     /// By where they were found, with who is there, for people.
     namespaces: BTreeMap<Place, (Site, String)>,
@@ -160,13 +163,15 @@ impl Dataplane {
         let (at_host, kept): (Vec<_>, Vec<_>) = kept.into_iter().partition(|kept| kept.namespace.id() == host.id());
         at_host.into_iter().for_each(|kept| host.keep(kept.tun, &config.tun));
         let sockets = Udp::listen(config.port, config.workers)?;
-        let workers = Workers::start(&engine, sockets).map_err(StartError::Workers)?;
+        let owners = owners::Shared::default();
+        let workers = Workers::start(&engine, sockets, owners.clone()).map_err(StartError::Workers)?;
         Ok(Self {
             containers: Containers::new(&config.accepted, config.nudge.clone()),
             config,
             installer: engine.worker(),
             engine,
             workers,
+            owners,
             host,
             namespaces: BTreeMap::new(),
             tuns: BTreeMap::new(),
@@ -242,6 +247,18 @@ impl Dataplane {
     #[must_use]
     pub const fn report(&self) -> &Report {
         &self.report
+    }
+
+    /// Whose the sockets and addresses of the host's own namespace are.
+    #[must_use]
+    pub const fn owners(&self) -> &owners::Shared {
+        &self.owners
+    }
+
+    /// Whether there are claims and this kernel does not tell whose sockets are: components that are a user's receive nothing then.
+    #[must_use]
+    pub fn is_blind(&self) -> bool {
+        self.workers.host_sockets().is_blind()
     }
 
     /// The WireGuard port.
@@ -429,6 +446,11 @@ impl Dataplane {
             |instance| tun(&instance.component),
             |_, _| None,
         );
+        let at_host = self
+            .host
+            .tun()
+            .and_then(|tun| self.tuns.values().find(|(_, known)| Arc::ptr_eq(known, tun)));
+        self.workers.set_host_tun(at_host.map(|(id, tun)| (*id, &**tun)));
         let installed = self.engine.install(&mut self.installer, plan, clock::now());
         let tuns: Tuns = self.tuns.values().cloned().collect();
         // Local ends of flows that were cut are told, also on a TUN that is about to go.

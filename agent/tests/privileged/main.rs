@@ -11,6 +11,7 @@ mod sock_diag;
 mod tun;
 mod udp;
 mod wire;
+mod witness;
 
 use std::error::Error;
 use std::net::{Ipv4Addr, Ipv6Addr};
