@@ -88,6 +88,7 @@ pub fn packets(engine: &MeshEngine, kernel: KernelCounts) -> Packets {
         ("udp_refused", kernel.udp_refused),
         ("udp_fragmented", kernel.udp_fragmented),
         ("tun_refused", kernel.tun_refused),
+        ("sockets_unanswered", kernel.sockets_unanswered),
     ];
     Packets {
         outbound: counters(&stats.outbound),

@@ -29,6 +29,7 @@ use crate::attach::claim_table::ClaimTable;
 use crate::attach::claims::{Claims, Member, Wanted};
 use crate::attach::container::{Containers, Sandbox};
 use crate::attach::nudge::Nudge;
+use crate::attach::owners;
 use crate::attach::selftest::Trial;
 use crate::attach::site::{Common, Members, Site};
 use crate::attach::{self, Accepted, AddressConflict, Place, Unenforced, host, netns};
@@ -173,10 +174,11 @@ impl Dataplane {
         let nftables = host.namespace().run(|| Nftables::open(&config.table.to_string()))??;
         let trial = Trial::new(host.namespace().run(NetNs::current)??, config.table.clone());
         let sockets = Udp::listen(config.port, config.workers)?;
-        let workers = Workers::start(&engine, sockets).map_err(StartError::Workers)?;
+        let claims = Claims::new(Tree::find(), Some((nftables, trial)), config.nudge.clone());
+        let workers = Workers::start(&engine, sockets, claims.owners().clone()).map_err(StartError::Workers)?;
         Ok(Self {
             containers: Containers::new(&config.accepted, config.nudge.clone()),
-            claims: Claims::new(Tree::find(), Some((nftables, trial)), config.nudge.clone()),
+            claims,
             filled: 0,
             config,
             installer: engine.worker(),
@@ -257,6 +259,18 @@ impl Dataplane {
     #[must_use]
     pub const fn report(&self) -> &Report {
         &self.report
+    }
+
+    /// Whose the sockets and addresses of the host's own namespace are.
+    #[must_use]
+    pub const fn owners(&self) -> &owners::Shared {
+        self.claims.owners()
+    }
+
+    /// Whether there are claims and this kernel does not tell whose sockets are: components that are a user's receive nothing then.
+    #[must_use]
+    pub fn is_blind(&self) -> bool {
+        self.workers.host_sockets().is_blind()
     }
 
     /// The WireGuard port.
@@ -455,6 +469,11 @@ impl Dataplane {
             |instance| tun(&instance.component),
             |_, _| None,
         );
+        let at_host = self
+            .host
+            .tun()
+            .and_then(|tun| self.tuns.values().find(|(_, known)| Arc::ptr_eq(known, tun)));
+        self.workers.set_host_tun(at_host.map(|(id, tun)| (*id, &**tun)));
         let installed = self.engine.install(&mut self.installer, plan, clock::now());
         let tuns: Tuns = self.tuns.values().cloned().collect();
         // Local ends of flows that were cut are told, also on a TUN that is about to go.

@@ -24,4 +24,5 @@ pub mod status;
 pub mod sys;
 pub mod telemetry;
 pub mod udp;
+pub mod witness;
 pub mod worker;

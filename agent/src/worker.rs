@@ -23,10 +23,12 @@ use cloison_agent_core::timer::TICK;
 use cloison_agent_core::wg::LocalKey;
 use cloison_proto::version::Timestamp;
 
+use crate::attach::owners;
 use crate::sys::clock;
 use crate::sys::poll::{Poller, Ready, Waker};
 use crate::sys::tun::{Tun, VNET_HEADER_LEN};
 use crate::udp::{Family, Path, Receiver, Sender, Udp};
+use crate::witness::{HostTun, HostWitness, Sockets};
 
 /// Most packets read from one TUN before the other directions have their turn.
 const TUN_BATCH: usize = 64;
@@ -56,6 +58,8 @@ pub struct KernelCounts {
     pub udp_fragmented: u64,
     /// Packets that a TUN did not take: it was down or gone.
     pub tun_refused: u64,
+    /// Questions about sockets that it did not answer.
+    pub sockets_unanswered: u64,
 }
 
 /// The running workers. They stop when this value is dropped.
@@ -73,6 +77,7 @@ struct Shared {
     rounds: Box<[AtomicU64]>,
     /// Whether the engine wants to be ticked without waiting for its time.
     tick_soon: AtomicBool,
+    sockets: Arc<Sockets>,
     underlay_mtu: AtomicUsize,
     stopping: AtomicBool,
     udp_refused: AtomicU64,
@@ -81,15 +86,17 @@ struct Shared {
 }
 
 impl Workers {
-    /// Starts a worker for each of `sockets`, without any TUN.
+    /// Starts a worker for each of `sockets`, without any TUN. They ask about sockets in the namespace of the calling thread, which is to be
+    /// the host's own, and go by `owners`.
     ///
     /// # Errors
     /// The kernel's: too many threads or open files.
-    pub fn start<P: PathPolicy, K: LocalKey>(engine: &Arc<Engine<P, K>>, sockets: Vec<Udp>) -> io::Result<Self> {
+    pub fn start<P: PathPolicy, K: LocalKey>(engine: &Arc<Engine<P, K>>, sockets: Vec<Udp>, owners: owners::Shared) -> io::Result<Self> {
         let port = sockets.first().map_or(0, Udp::port);
         let count = sockets.len();
         let shared = Shared {
             rounds: (0..count).map(|_| AtomicU64::new(0)).collect(),
+            sockets: Arc::new(Sockets::new(owners)),
             ..Shared::default()
         };
         let mut workers = Self {
@@ -120,6 +127,21 @@ impl Workers {
         self.wake();
     }
 
+    /// Tells which TUN is the host's own. To be told before a view is installed that uses it.
+    pub fn set_host_tun(&self, tun: Option<(TunId, &Tun)>) {
+        let tun = tun.map(|(id, tun)| HostTun {
+            id,
+            interface: tun.index(),
+        });
+        self.shared.sockets.tun.store(tun.map(Arc::new));
+    }
+
+    /// What is known of the sockets on it.
+    #[must_use]
+    pub fn host_sockets(&self) -> &Sockets {
+        &self.shared.sockets
+    }
+
     /// Tells the MTU of the underlay in bytes, by which fragmented datagrams are counted.
     pub fn set_underlay_mtu(&self, bytes: usize) {
         self.shared.underlay_mtu.store(bytes, Ordering::Relaxed);
@@ -133,6 +155,7 @@ impl Workers {
             udp_refused: read(&self.shared.udp_refused),
             udp_fragmented: read(&self.shared.udp_fragmented),
             tun_refused: read(&self.shared.tun_refused),
+            sockets_unanswered: self.shared.sockets.unanswered(),
         }
     }
 
@@ -210,7 +233,7 @@ impl<P: PathPolicy, K: LocalKey> Thread<P, K> {
             poller.add(socket, if family == Family::V4 { token::UDP_V4 } else { token::UDP_V6 })?;
         }
         let carrier = Carrier {
-            worker: engine.worker(),
+            worker: engine.worker().with_witness(Box::new(HostWitness::new(shared.sockets.clone()))),
             engine,
             udp,
             sender: Sender::default(),

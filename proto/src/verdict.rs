@@ -111,6 +111,8 @@ drop_reasons! {
     Unenforced = 33, "unenforced";
     /// The destination was withdrawn while the packet waited for the handshake.
     Withdrawn = 34, "withdrawn";
+    /// The socket that sent this, or the one that would get it, is not of the component whose address it uses.
+    NotOwner = 35, "not_owner";
 }
 
 impl fmt::Display for DropReason {

@@ -16,6 +16,7 @@ pub mod peer;
 pub mod stats;
 pub mod timer;
 pub mod wg;
+pub mod witness;
 pub mod worker;
 
 /// A TUN of this host, by a number that the shell gave it.

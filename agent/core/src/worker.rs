@@ -21,6 +21,7 @@ use crate::packet::{Direction, Parsed};
 use crate::path_policy::PathPolicy;
 use crate::stats::Stats;
 use crate::wg::{LocalKey, OVERHEAD};
+use crate::witness::Witness;
 
 /// The largest inner packet in bytes: what an IPv4 header can state.
 const MAX_PACKET: usize = 65_535;
@@ -58,6 +59,8 @@ pub struct Denial {
     pub destination: IpAddr,
     /// What a rule would have to grant; `None` for an ICMP error.
     pub protocol: Option<Protocol>,
+    /// The source port; zero where there is none.
+    pub source_port: u16,
     /// The destination port; zero where there is none.
     pub port: u16,
     /// Why it was refused.
@@ -69,6 +72,9 @@ pub struct Worker<P: PathPolicy, K: LocalKey> {
     pub(crate) snapshot: Option<Arc<Snapshot<P, K>>>,
     pub(crate) out: Outputs,
     pub(crate) seat: Arc<Seat>,
+    witness: Option<Box<dyn Witness>>,
+    /// Whether the witness is asked in this batch.
+    asks: bool,
 }
 
 /// What the engine knows of a worker.
@@ -94,7 +100,16 @@ impl<P: PathPolicy, K: LocalKey> Worker<P, K> {
             snapshot: None,
             out: Outputs::new(),
             seat,
+            witness: None,
+            asks: false,
         }
+    }
+
+    /// Has `witness` asked about sockets from the next batch on.
+    #[must_use]
+    pub fn with_witness(mut self, witness: Box<dyn Witness>) -> Self {
+        self.witness = Some(witness);
+        self
     }
 
     /// Begins a batch: what follows is judged by the view in force now. Results of a batch that was not ended are gone.
@@ -109,6 +124,7 @@ impl<P: PathPolicy, K: LocalKey> Worker<P, K> {
         // Without a view nothing passes, but a view that was installed before is not passed either.
         let stamp = self.snapshot.as_ref().map_or(WAKING, |snapshot| snapshot.stamp);
         self.seat.state.store(stamp, Ordering::Release);
+        self.asks = self.witness.as_mut().is_some_and(|witness| witness.begin());
     }
 
     /// Ends the batch: the worker may sleep now, and no install waits for it. Results that were not taken are gone.
@@ -154,6 +170,28 @@ impl<P: PathPolicy, K: LocalKey> Worker<P, K> {
     }
 }
 
+/// What a step of the engine needs of a worker.
+pub(crate) struct Parts<'a, P: PathPolicy, K: LocalKey> {
+    pub(crate) snapshot: &'a Snapshot<P, K>,
+    pub(crate) out: &'a mut Outputs,
+    pub(crate) stats: &'a Stats,
+    /// Only if there is something to ask.
+    pub(crate) witness: Option<&'a mut (dyn Witness + 'static)>,
+}
+
+impl<P: PathPolicy, K: LocalKey> Worker<P, K> {
+    /// The worker's parts; `None` while there is no view.
+    pub(crate) fn parts(&mut self) -> Option<Parts<'_, P, K>> {
+        let witness = if self.asks { self.witness.as_deref_mut() } else { None };
+        Some(Parts {
+            snapshot: self.snapshot.as_deref()?,
+            out: &mut self.out,
+            stats: &self.seat.stats,
+            witness,
+        })
+    }
+}
+
 impl<P: PathPolicy, K: LocalKey> Drop for Worker<P, K> {
     fn drop(&mut self) {
         self.seat.state.store(FREE, Ordering::Release);
@@ -196,13 +234,14 @@ impl Outputs {
 
     /// Notes a packet that was refused, if there is room.
     pub(crate) fn deny(&mut self, direction: Direction, packet: &Parsed, reason: DropReason) {
-        let (_, port) = packet.ports();
+        let (source_port, port) = packet.ports();
         if self.denials.len() < MAX_DENIALS {
             self.denials.push(Denial {
                 direction,
                 source: packet.src,
                 destination: packet.dst,
                 protocol: packet.protocol(),
+                source_port,
                 port,
                 reason,
             });

@@ -10,6 +10,7 @@ pub mod monitor;
 pub mod nftables;
 pub mod route;
 pub mod rule;
+pub mod sock_diag;
 
 use std::io;
 use std::time::Duration;

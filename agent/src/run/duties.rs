@@ -367,7 +367,7 @@ impl Agent {
             packets: answer::packets(&self.engine, dataplane.counts()),
             names: self.names.state(),
             ignored_items: view.as_ref().map_or(0, |v| v.ignored as u64),
-            warnings: self.warnings(now, view.is_some()),
+            warnings: self.warnings(now, view.is_some(), dataplane.is_blind()),
             instances,
         }
     }
@@ -386,7 +386,7 @@ impl Agent {
         }
     }
 
-    fn warnings(&self, now: Timestamp, has_view: bool) -> Vec<String> {
+    fn warnings(&self, now: Timestamp, has_view: bool, is_blind: bool) -> Vec<String> {
         let mut warnings = self.problems.clone();
         let left = self.lease_left(now);
         if !has_view {
@@ -416,6 +416,10 @@ impl Agent {
                 ));
             }
             Names::Off | Names::Waiting { .. } | Names::Kept { .. } => {}
+        }
+        if is_blind {
+            warnings
+                .push("this kernel does not tell whose sockets are (no sock_diag): components that are a user's receive nothing".into());
         }
         warnings.extend(self.link_warning.clone());
         warnings

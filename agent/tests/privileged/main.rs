@@ -9,9 +9,11 @@ mod netlink;
 pub(crate) mod netns;
 mod person;
 mod site;
+mod sock_diag;
 mod tun;
 mod udp;
 mod wire;
+mod witness;
 
 use std::error::Error;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -21,6 +23,7 @@ use std::process::Command;
 use cloison_agent::sys::InterfaceName;
 use cloison_agent::sys::netns::NetNs;
 use cloison_proto::net::{AddressPair, OverlayRange};
+use rustix::thread::{Uid, set_thread_res_uid};
 
 type Outcome<T = ()> = Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -43,6 +46,15 @@ fn tun_name() -> Outcome<InterfaceName> {
 /// Runs `work` inside `ns`, with one kind of error.
 fn inside<T: Send>(ns: &NetNs, work: impl FnOnce() -> Outcome<T> + Send) -> Outcome<T> {
     ns.run(work)?
+}
+
+/// Runs `work` inside `ns` as another user: what it makes is that user's. One thread alone changes.
+fn as_user<T: Send>(ns: &NetNs, user: u32, work: impl FnOnce() -> Outcome<T> + Send) -> Outcome<T> {
+    inside(ns, || {
+        let user = Uid::from_raw(user);
+        set_thread_res_uid(user, user, user)?;
+        work()
+    })
 }
 
 /// A namespace of its own, with loopback up.

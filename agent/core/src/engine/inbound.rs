@@ -190,12 +190,12 @@ impl<P: PathPolicy, K: LocalKey> Step<'_, P, K> {
     }
 
     /// Whether a packet of `peer` may come in; the TUN of its destination.
-    fn admit(&self, peer: PeerIndex, packet: &Parsed) -> Result<TunId, DropReason> {
+    fn admit(&mut self, peer: PeerIndex, packet: &Parsed) -> Result<TunId, DropReason> {
         let path = self.snapshot.policy.inbound(peer, packet)?;
         let Route::Here(tun) = path.route else {
             return Err(DropReason::DestinationNotLocal);
         };
-        self.judge(&path, packet, Direction::Inbound)?;
+        self.judge(tun, &path, packet, Direction::Inbound)?;
         Ok(tun)
     }
 }

@@ -1,17 +1,20 @@
 //! The verdict on one packet: by its flow, or by the filter.
 //!
 //! [`Table::check_pair`] is the only judge; a flow is its verdict, kept. So the order is: the lease, the flow if its verdict is of the view
-//! in force, the filter in the flow's own direction if it is of an older one, the filter in the packet's direction if there is no flow.
+//! in force, the filter in the flow's own direction if it is of an older one, the filter in the packet's direction if there is no flow. What
+//! begins a stream where components share a TUN is shown to the [witness](crate::witness), behind the filter and before its flow is kept.
 
 use cloison_proto::filter::{InstanceIndex, Table, Verdict};
 use cloison_proto::net::Protocol;
 use cloison_proto::verdict::DropReason;
 
 use super::Step;
+use crate::TunId;
 use crate::flow::{Coverage, Entry, FlowKey, Grant, InstancePair, Moment, Opener};
 use crate::packet::{Direction, Opening, Parsed};
 use crate::path_policy::{Path, PathPolicy};
 use crate::wg::LocalKey;
+use crate::witness::is_asked_about;
 
 /// What the flow table says of a packet.
 enum Known {
@@ -33,8 +36,8 @@ struct Ends {
 }
 
 impl<P: PathPolicy, K: LocalKey> Step<'_, P, K> {
-    /// Whether a packet may go this way, as one half of the filter sees it; a flow begins or goes on (I1).
-    pub(super) fn judge(&self, path: &Path, packet: &Parsed, direction: Direction) -> Result<(), DropReason> {
+    /// Whether a packet may go this way, as one half of the filter sees it; a flow begins or goes on (I1). `tun` is the local end's.
+    pub(super) fn judge(&mut self, tun: TunId, path: &Path, packet: &Parsed, direction: Direction) -> Result<(), DropReason> {
         let Some(table) = self.snapshot.policy.filter() else {
             return Ok(());
         };
@@ -52,6 +55,9 @@ impl<P: PathPolicy, K: LocalKey> Step<'_, P, K> {
                 remote: path.from,
             },
         };
+        if self.witness.is_some() && is_asked_about(packet, direction) {
+            self.ask(table, tun, &key, ends, packet, direction)?;
+        }
         let known = self.engine.flows.with(&key, |entry| known(entry, packet, direction, &self.moment));
         match known {
             Some(Known::Passes) => Ok(()),
@@ -65,6 +71,27 @@ impl<P: PathPolicy, K: LocalKey> Step<'_, P, K> {
                 Opening::NeedsFlow => Err(DropReason::NoFlow),
             },
         }
+    }
+
+    /// Shows the witness a packet that its flow or the filter lets pass, before either takes note of it.
+    fn ask(
+        &mut self,
+        table: &Table,
+        tun: TunId,
+        key: &FlowKey,
+        ends: Ends,
+        packet: &Parsed,
+        direction: Direction,
+    ) -> Result<(), DropReason> {
+        let covers = |entry: &mut Entry| entry.covers(direction, &packet.transport) == Coverage::Covered;
+        if self.engine.flows.with(key, covers) != Some(true) {
+            ends.check(table, key, Opener::by(direction), &self.moment)?;
+        }
+        let is_owners = self.witness.as_mut().is_none_or(|witness| match direction {
+            Direction::Outbound => witness.is_senders(tun, packet),
+            Direction::Inbound => witness.is_receivers(tun, packet),
+        });
+        if is_owners { Ok(()) } else { Err(DropReason::NotOwner) }
     }
 
     /// A flow whose verdict is of an older view, or past its time. What is no longer allowed is left to the sweep, which also tells the

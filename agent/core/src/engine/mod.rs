@@ -45,7 +45,8 @@ use crate::wg::LocalKey;
 use crate::wg::index::Prefixes;
 use crate::wg::limit::{Bucket, Budget};
 use crate::wg::queue::Room;
-use crate::worker::{FIRST_STAMP, Outputs, Seat, Worker};
+use crate::witness::Witness;
+use crate::worker::{FIRST_STAMP, Outputs, Parts, Seat, Worker};
 
 /// What an engine is told once.
 #[derive(Debug, Clone, Copy)]
@@ -111,6 +112,7 @@ struct Step<'a, P: PathPolicy, K: LocalKey> {
     snapshot: &'a Snapshot<P, K>,
     out: &'a mut Outputs,
     stats: &'a Stats,
+    witness: Option<&'a mut (dyn Witness + 'static)>,
     moment: Moment,
 }
 
@@ -225,8 +227,12 @@ impl<P: PathPolicy, K: LocalKey> Engine<P, K> {
 
     /// The worker's next step; `None` while there is no view.
     fn step<'a>(&'a self, worker: &'a mut Worker<P, K>, now: Timestamp) -> Option<Step<'a, P, K>> {
-        let Worker { snapshot, out, seat } = worker;
-        let snapshot = snapshot.as_deref()?;
+        let Parts {
+            snapshot,
+            out,
+            stats,
+            witness,
+        } = worker.parts()?;
         let moment = Moment {
             now,
             mesh: snapshot.lease.mesh_time(now),
@@ -236,7 +242,8 @@ impl<P: PathPolicy, K: LocalKey> Engine<P, K> {
             engine: self,
             snapshot,
             out,
-            stats: &seat.stats,
+            stats,
+            witness,
             moment,
         })
     }

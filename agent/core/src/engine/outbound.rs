@@ -59,11 +59,11 @@ impl<P: PathPolicy, K: LocalKey> Step<'_, P, K> {
 
     fn send(&mut self, tun: TunId, packet: &[u8], parsed: &Parsed) -> Result<Sent, DropReason> {
         let path = self.snapshot.policy.outbound(tun, parsed)?;
-        self.judge(&path, parsed, Direction::Outbound)?;
+        self.judge(tun, &path, parsed, Direction::Outbound)?;
         let packet = packet.get(..parsed.len).ok_or(DropReason::Malformed)?;
         match path.route {
             Route::Here(to) => {
-                self.judge(&path, parsed, Direction::Inbound)?;
+                self.judge(to, &path, parsed, Direction::Inbound)?;
                 if self.out.tun.push(packet, to) {
                     Ok(Sent::Delivered)
                 } else {
@@ -174,5 +174,6 @@ const fn is_answered(reason: DropReason) -> bool {
             | DropReason::UnknownDestination
             | DropReason::Unenforced
             | DropReason::NoFlow
+            | DropReason::NotOwner
     )
 }

@@ -7,6 +7,7 @@ mod lab;
 mod plain;
 mod strangers;
 mod walks;
+mod witnesses;
 
 /// Runs a test with both kinds of sessions.
 macro_rules! with_both_sessions {
