@@ -61,6 +61,8 @@ const RUN_HELP: &str = r#"Configuration file (flags stand above it; these are th
   table        = "cloison"
   attachments  = ["host", "user", "unit", "cgroup", "container", "netns"]   # kinds that this host accepts
   netns_dirs   = ["/run/netns"]
+  docker_socket = "/run/docker.sock"          # asked only if a component is one of its containers
+  podman_socket = "/run/podman/podman.sock"   # likewise
   coordinators = []          # host:port; empty: those that the mesh names
   endpoints    = []          # ip:port; told to peers beside this host's interface addresses
   hosts_file   = "/etc/hosts"   # gets a block with the names of components; or "off"
@@ -175,6 +177,12 @@ pub struct Run {
     /// Directory below which namespaces of components may lie; can be given several times [default: /run/netns]
     #[arg(long, value_name = "DIR")]
     pub netns_dirs: Vec<PathBuf>,
+    /// Docker's socket, for components that are containers [default: /run/docker.sock]
+    #[arg(long, value_name = "PATH")]
+    pub docker_socket: Option<PathBuf>,
+    /// Podman's socket, likewise [default: /run/podman/podman.sock]
+    #[arg(long, value_name = "PATH")]
+    pub podman_socket: Option<PathBuf>,
     /// Coordinator to use instead of those that the mesh names; can be given several times
     #[arg(long = "coordinator", value_name = "HOST:PORT")]
     pub coordinators: Vec<String>,
@@ -289,6 +297,8 @@ impl Run {
             mtu: self.mtu,
             workers: self.workers,
             netns_dirs: (!self.netns_dirs.is_empty()).then(|| self.netns_dirs.clone()),
+            docker_socket: self.docker_socket.clone(),
+            podman_socket: self.podman_socket.clone(),
             coordinators: given(&self.coordinators),
             endpoints: (!self.endpoints.is_empty()).then(|| self.endpoints.clone()),
             ..common.settings()

@@ -322,6 +322,7 @@ impl Dataplane {
     /// Makes the place of each instance, as far as it can be made.
     fn settle(&mut self, view: &View) -> Settled {
         let plan = attach::plan(view, &self.config.accepted);
+        self.containers.watch_only(&plan.containers());
         let mut claimed = self.claims.set(wanted(&plan));
         let members = Members {
             rest: rest(&plan).map(|(_, addresses)| addresses),

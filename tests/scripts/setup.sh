@@ -7,6 +7,7 @@ wanted=(
   nft:nftables ip:iproute2 tcpdump:tcpdump psql:postgresql-client wg:wireguard-tools wireguard-go:wireguard-go
   nc:netcat-openbsd ping:iputils-ping setpriv:util-linux nsenter:util-linux cc:gcc make:make sqlite3:sqlite3
   systemd-analyze:systemd systemd-nspawn:systemd-container debootstrap:debootstrap dpkg-deb:dpkg rpm:rpm
+  docker:docker.io dockerd:docker.io podman:podman runc:runc
 )
 
 missing=()
@@ -38,6 +39,11 @@ echo "installing: ${missing[*]}"
 if [ ! -e /etc/postgresql-common/createcluster.conf ]; then
   mkdir -p /etc/postgresql-common
   echo 'create_main_cluster = false' >/etc/postgresql-common/createcluster.conf
+fi
+# So would those of the container runtimes.
+if [ ! -e /usr/sbin/policy-rc.d ]; then
+  printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d && chmod 755 /usr/sbin/policy-rc.d
+  trap 'rm -f /usr/sbin/policy-rc.d' EXIT
 fi
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq

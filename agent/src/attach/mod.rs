@@ -160,6 +160,19 @@ pub struct Plan<'v> {
     pub unenforced: BTreeMap<&'v ComponentName, Unenforced>,
 }
 
+impl Plan<'_> {
+    /// The containers that are wanted.
+    #[must_use]
+    pub fn containers(&self) -> BTreeSet<(Engine, &ContainerMatch)> {
+        let places = self.sites.values().map(|(place, _)| place);
+        let of_container = places.filter_map(|place| match place {
+            Place::Container(engine, which) => Some((*engine, which)),
+            Place::Host | Place::Claimed(_) | Place::Netns(_) => None,
+        });
+        of_container.collect()
+    }
+}
+
 /// Says where each instance of `view` belongs, within what is `accepted`.
 #[must_use]
 pub fn plan<'v>(view: &'v View, accepted: &Accepted) -> Plan<'v> {

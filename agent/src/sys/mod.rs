@@ -1,4 +1,5 @@
-//! The kernel's edges: TUNs, epoll, network namespaces, cgroups, socket options, inherited descriptors, the clock. All of the agent's unsafe code is below this module,
+//! The kernel's edges: TUNs, epoll, network namespaces, cgroups, processes, socket options, inherited descriptors, the clock. All of the
+//! agent's unsafe code is below this module,
 //! each block with the reason why it is sound; what leaves it are owned file descriptors and typed errors.
 //!
 //! Nothing here knows of packets, peers or views.
@@ -9,6 +10,7 @@ pub mod inherited;
 pub mod lease;
 pub mod netns;
 pub mod poll;
+pub mod process;
 pub mod socket;
 pub mod tun;
 

@@ -1,4 +1,4 @@
-//! Network namespaces: opened by path without following links, entered by a thread of its own.
+//! Network namespaces: opened by path without following links, or by a process that is held; entered by a thread of its own.
 //!
 //! A thread's namespace is never changed and changed back: [`NetNs::run`] starts a thread, moves it, lets it work and end. What is opened
 //! there (TUNs, netlink and UDP sockets) keeps its namespace wherever it is used later.
@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::thread::{LinkNameSpaceType, UnshareFlags};
+
+use super::process::Process;
 
 /// The file system that namespaces live on (`NSFS_MAGIC` in linux/magic.h).
 const NSFS_MAGIC: u64 = 0x6e73_6673;
@@ -31,6 +33,12 @@ pub enum NetNsError {
     /// What is there is no network namespace.
     #[error("{0} is not a network namespace")]
     NotNamespace(PathBuf),
+    /// The process has ended.
+    #[error("the process {0} has ended")]
+    Ended(i32),
+    /// The kernel does not let us look at the process.
+    #[error("cannot look at the network namespace of the process {0}; the agent needs CAP_SYS_PTRACE for that")]
+    Hidden(i32, #[source] io::Error),
     /// The kernel refused.
     #[error("cannot {what} the network namespace; the agent needs CAP_SYS_ADMIN for that")]
     Kernel {
@@ -102,6 +110,25 @@ impl NetNs {
             }
             entered => entered.map(|()| opened),
         }
+    }
+
+    /// The namespace in which a process is now.
+    ///
+    /// # Errors
+    /// [`NetNsError::Ended`], [`NetNsError::Hidden`].
+    pub fn of_process(process: &Process) -> Result<Self, NetNsError> {
+        let pid = process.pid().as_raw_nonzero().get();
+        let opened = rustix::fs::open(format!("/proc/{pid}/ns/net"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+        // What was opened is its own only if it lives behind the opening, too: else the number may be another's.
+        if process.has_ended() {
+            return Err(NetNsError::Ended(pid));
+        }
+        // Where /proc hides what may not be looked at, a process that lives is not there.
+        let fd = opened.map_err(|e| match e {
+            Errno::ACCESS | Errno::PERM | Errno::NOENT => NetNsError::Hidden(pid, e.into()),
+            other => kernel("open")(other),
+        })?;
+        Self::held(fd).map_err(kernel("read"))
     }
 
     /// A new namespace without a name: it ends when this value and all that was opened in it are gone.

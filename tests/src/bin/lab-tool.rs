@@ -15,8 +15,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use clap::{Parser, Subcommand};
 use cloison_tests::lab::cleanup;
+use etherparse::PacketBuilder;
 use serde_json::{Value, json};
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 
 /// Bytes of one message of a stream.
 const MESSAGE_LEN: usize = 64;
@@ -63,6 +64,16 @@ enum What {
         #[arg(long)]
         from: Option<IpAddr>,
     },
+    /// Sends UDP datagrams, 10 ms apart, with any source: through a raw socket, which takes CAP_NET_RAW.
+    Forge {
+        /// The source to claim.
+        from: SocketAddr,
+        /// Where to send to.
+        to: SocketAddr,
+        /// How many.
+        #[arg(long, default_value_t = 5)]
+        count: u64,
+    },
     /// Becomes another program, with the descriptors that a service manager of the lab keeps, numbered from 3 on.
     WithKept {
         /// The manager's socket.
@@ -94,6 +105,7 @@ fn main() -> ExitCode {
         What::TcpStream { to, pace, idle, from } => tcp_stream(to, pace, idle, from),
         What::UdpListen { at } => udp_listen(at),
         What::UdpStream { to, pace, from } => udp_stream(to, pace, from),
+        What::Forge { from, to, count } => forge(from, to, count),
         What::WithKept { manager, line } => Err(with_kept(&manager, &line)),
         What::Clean => clean(),
     };
@@ -292,6 +304,31 @@ fn udp_stream(to: SocketAddr, pace: Pace, from: Option<IpAddr>) -> std::io::Resu
         }
     }
     report("done", json!({ "received": total, "failures": failures }));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn forge(from: SocketAddr, to: SocketAddr, count: u64) -> std::io::Result<ExitCode> {
+    let ip = match (from, to) {
+        (SocketAddr::V4(from), SocketAddr::V4(to)) => PacketBuilder::ipv4(from.ip().octets(), to.ip().octets(), 64),
+        (SocketAddr::V6(from), SocketAddr::V6(to)) => PacketBuilder::ipv6(from.ip().octets(), to.ip().octets(), 64),
+        (SocketAddr::V4(_), SocketAddr::V6(_)) | (SocketAddr::V6(_), SocketAddr::V4(_)) => return Err(ErrorKind::InvalidInput.into()),
+    };
+    let mut packet = Vec::new();
+    let udp = ip.udp(from.port(), to.port());
+    udp.write(&mut packet, &message(0)).map_err(std::io::Error::other)?;
+    // IPPROTO_RAW: the packet has its header already.
+    let socket = Socket::new(Domain::for_address(to), Type::RAW, Some(Protocol::from(255)))?;
+    let mut target = to;
+    target.set_port(0);
+    let mut failures = 0_u64;
+    for number in 0..count {
+        if let Err(error) = socket.send_to(&packet, &target.into()) {
+            failures += 1;
+            report_failure("write", &error, number);
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    report("done", json!({ "sent": count - failures, "failures": failures }));
     Ok(ExitCode::SUCCESS)
 }
 

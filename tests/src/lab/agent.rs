@@ -59,6 +59,15 @@ impl Agent {
         Ok(agent)
     }
 
+    /// Adds lines to its configuration, which count from its next start on.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn add_settings(&self, lines: &str) -> Result<()> {
+        let text = std::fs::read_to_string(self.config())? + lines;
+        Ok(std::fs::write(self.config(), text)?)
+    }
+
     /// Name of its host.
     #[must_use]
     pub fn host(&self) -> &str {

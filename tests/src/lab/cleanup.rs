@@ -3,7 +3,7 @@
 //! A name is claimed by a lock on a file below `/run/cloison-lab`, so two runs of one test wait for each other instead of tearing each
 //! other's namespaces down. The file holds the path of the lab's folder: whoever claims the name next removes what a killed run left.
 //!
-//! Only processes inside namespaces that carry the claimed prefix are ended, by their number; those namespaces are made by the lab alone.
+//! Only processes inside namespaces and cgroups that carry the claimed prefix are ended, by their number; those are made by the lab alone.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
@@ -57,6 +57,7 @@ impl Claim {
             Ok(flock(&file, FlockOperation::NonBlockingLockExclusive).ok())
         })?;
         let prefix = prefix_of(name);
+        end_cgroups(&prefix)?;
         remove_namespaces(&prefix)?;
         let mut folder = String::new();
         file.read_to_string(&mut folder)?;
@@ -123,6 +124,7 @@ pub fn prefix_of(name: &str) -> String {
 /// # Errors
 /// If something cannot be removed.
 pub fn remove_lab(prefix: &str) -> Result<()> {
+    end_cgroups(prefix)?;
     remove_namespaces(prefix)?;
     remove_folders(prefix)
 }
@@ -168,18 +170,82 @@ pub fn remove_namespaces(prefix: &str) -> Result<()> {
         return Ok(());
     }
     for signal in [Signal::TERM, Signal::KILL] {
-        let inside = processes_in(&names);
-        for pid in &inside {
-            let _ = kill_process(*pid, signal);
-        }
         // Whatever ignores the first signal gets the second; whatever survives that makes the namespace's end fail.
-        drop(wait_for("processes to end", Duration::from_secs(3), || {
-            Ok(inside.iter().all(has_ended).then_some(()))
-        }));
+        end(&processes_in(&names), signal);
     }
     // All of them, also if one refuses: what is left is named once, at the end.
     let outcomes: Vec<Result<()>> = names.iter().map(|name| netns::delete(name)).collect();
     outcomes.into_iter().collect()
+}
+
+/// Ends all processes in the cgroups whose name starts with `prefix`, in every hierarchy, and removes these cgroups: the containers of a lab.
+///
+/// # Errors
+/// If the cgroups that are there cannot be listed.
+pub fn end_cgroups(prefix: &str) -> Result<()> {
+    let root = Path::new("/sys/fs/cgroup");
+    // With the first version of cgroups, each controller has a hierarchy of its own.
+    for hierarchy in subfolders(root)?.into_iter().chain([root.to_owned()]) {
+        let ours = |path: &PathBuf| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(prefix));
+        for cgroup in subfolders(&hierarchy)?.into_iter().filter(ours) {
+            let mut all = vec![cgroup];
+            let mut position = 0;
+            while let Some(next) = all.get(position).cloned() {
+                all.extend(subfolders(&next)?);
+                position += 1;
+            }
+            let lines = all
+                .iter()
+                .map(|c| std::fs::read_to_string(c.join("cgroup.procs")).unwrap_or_default());
+            let pids: Vec<Pid> = lines
+                .flat_map(|l| l.lines().filter_map(|l| Pid::from_raw(l.parse().ok()?)).collect::<Vec<_>>())
+                .collect();
+            end(&pids, Signal::KILL);
+            for cgroup in all.iter().rev() {
+                // One that is still in use is found by the next run.
+                let _ = std::fs::remove_dir(cgroup);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Takes away everything that is mounted below a folder, and on it.
+///
+/// # Errors
+/// If the mounts cannot be listed, or one cannot be taken away.
+pub fn unmount_below(folder: &Path) -> Result<()> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+    let points = mounts.lines().filter_map(|line| line.split(' ').nth(4));
+    let below: Vec<&str> = points.filter(|point| Path::new(point).starts_with(folder)).collect();
+    for point in below.iter().rev() {
+        let mut command = std::process::Command::new("umount");
+        command.args(["--lazy", point]);
+        super::process::run(command, netns::COMMAND_LIMIT)?.ok()?;
+    }
+    Ok(())
+}
+
+/// Sends a signal to processes, and waits a while for their end.
+fn end(all: &[Pid], signal: Signal) {
+    for pid in all {
+        let _ = kill_process(*pid, signal);
+    }
+    drop(wait_for("processes to end", Duration::from_secs(3), || {
+        Ok(all.iter().all(has_ended).then_some(()))
+    }));
+}
+
+fn subfolders(folder: &Path) -> Result<Vec<PathBuf>> {
+    match std::fs::read_dir(folder) {
+        Ok(entries) => Ok(entries
+            .flatten()
+            .filter(|e| e.file_type().is_ok_and(|t| t.is_dir()))
+            .map(|e| e.path())
+            .collect()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error).with_context(|| format!("reading {}", folder.display())),
+    }
 }
 
 /// Removes the namespaces and folders of all labs, running or not: what `make clean-lab` does.
@@ -207,6 +273,7 @@ fn remove_folder(folder: &Path, prefix: &str) -> Result<()> {
     if !ours || !folder.symlink_metadata().is_ok_and(|m| m.is_dir()) {
         return Ok(());
     }
+    unmount_below(folder)?;
     // A program that is just ending may still write a file.
     let removed = wait_for("the folder to stay empty", Duration::from_secs(3), || {
         Ok(std::fs::remove_dir_all(folder).ok())

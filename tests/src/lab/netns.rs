@@ -57,6 +57,13 @@ impl Netns {
         self
     }
 
+    /// The same namespace, whose programs see the machine's files as they are.
+    #[must_use]
+    pub fn with_all_files(mut self) -> Self {
+        self.hosts = None;
+        self
+    }
+
     /// Its name, as `ip netns` shows it.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -146,7 +153,7 @@ impl Netns {
         command.arg(format!("--net={}", self.path().display())).arg("--");
         if let Some(hosts) = &self.hosts {
             let script = "mount --bind \"$0\" /etc/hosts && exec \"$@\"";
-            command.args(["unshare", "--mount", "--propagation", "private", "--", "sh", "-c", script]);
+            command.args(["unshare", "--mount", "--propagation", "slave", "--", "sh", "-c", script]);
             command.arg(hosts);
         }
         command.arg("setpriv");

@@ -1,4 +1,4 @@
-//! Drives `lab-tool`: streams and listeners inside a namespace, and what they saw, with times.
+//! Drives `lab-tool`: streams and listeners inside a namespace or a container, and what they saw, with times.
 
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
@@ -11,6 +11,23 @@ use super::process::Process;
 use super::{programs, wait_for};
 
 const START_LIMIT: Duration = Duration::from_secs(10);
+
+/// Where `lab-tool` can run.
+pub trait Room {
+    /// Starts it there with these arguments.
+    ///
+    /// # Errors
+    /// If it has not been built.
+    fn start_tool(&self, name: &str, arguments: &[&str]) -> Result<Process>;
+}
+
+impl Room for Netns {
+    fn start_tool(&self, name: &str, arguments: &[&str]) -> Result<Process> {
+        let mut command = self.command(&programs::find("lab-tool")?.display().to_string());
+        command.args(arguments);
+        self.start(name, command)
+    }
+}
 
 /// A running `lab-tool`.
 #[derive(Debug)]
@@ -44,15 +61,13 @@ impl Event {
 }
 
 impl Tool {
-    /// Starts `lab-tool` with these arguments in a namespace.
+    /// Starts `lab-tool` with these arguments in a namespace or a container.
     ///
     /// # Errors
     /// If it has not been built.
-    pub fn start(net: &Netns, name: &str, arguments: &[&str]) -> Result<Self> {
-        let mut command = net.command(&programs::find("lab-tool")?.display().to_string());
-        command.args(arguments);
+    pub fn start(net: &impl Room, name: &str, arguments: &[&str]) -> Result<Self> {
         Ok(Self {
-            process: net.start(name, command)?,
+            process: net.start_tool(name, arguments)?,
         })
     }
 
@@ -60,7 +75,7 @@ impl Tool {
     ///
     /// # Errors
     /// If it cannot listen there.
-    pub fn tcp_listen(net: &Netns, at: SocketAddr) -> Result<Self> {
+    pub fn tcp_listen(net: &impl Room, at: SocketAddr) -> Result<Self> {
         let mut tool = Self::start(net, "tcp-listen", &["tcp-listen", &at.to_string()])?;
         tool.wait_for("listening", START_LIMIT)?;
         Ok(tool)
@@ -70,7 +85,7 @@ impl Tool {
     ///
     /// # Errors
     /// If it cannot connect.
-    pub fn tcp_stream(net: &Netns, to: SocketAddr) -> Result<Self> {
+    pub fn tcp_stream(net: &impl Room, to: SocketAddr) -> Result<Self> {
         let mut tool = Self::start(net, "tcp-stream", &["tcp-stream", &to.to_string()])?;
         tool.wait_for("received", START_LIMIT)?;
         Ok(tool)
@@ -80,7 +95,7 @@ impl Tool {
     ///
     /// # Errors
     /// If it cannot connect.
-    pub fn tcp_idle(net: &Netns, to: SocketAddr) -> Result<Self> {
+    pub fn tcp_idle(net: &impl Room, to: SocketAddr) -> Result<Self> {
         let mut tool = Self::start(net, "tcp-idle", &["tcp-stream", &to.to_string(), "--idle"])?;
         tool.wait_for("received", START_LIMIT)?;
         Ok(tool)
@@ -90,7 +105,7 @@ impl Tool {
     ///
     /// # Errors
     /// If it cannot listen there.
-    pub fn udp_listen(net: &Netns, at: SocketAddr) -> Result<Self> {
+    pub fn udp_listen(net: &impl Room, at: SocketAddr) -> Result<Self> {
         let mut tool = Self::start(net, "udp-listen", &["udp-listen", &at.to_string()])?;
         tool.wait_for("listening", START_LIMIT)?;
         Ok(tool)
@@ -100,7 +115,7 @@ impl Tool {
     ///
     /// # Errors
     /// If no echo comes.
-    pub fn udp_stream(net: &Netns, to: SocketAddr) -> Result<Self> {
+    pub fn udp_stream(net: &impl Room, to: SocketAddr) -> Result<Self> {
         let mut tool = Self::start(net, "udp-stream", &["udp-stream", &to.to_string()])?;
         tool.wait_for("received", START_LIMIT)?;
         Ok(tool)
@@ -110,7 +125,7 @@ impl Tool {
     ///
     /// # Errors
     /// If the tool cannot be started.
-    pub fn tcp_attempt(net: &Netns, to: SocketAddr, within: Duration) -> Result<Event> {
+    pub fn tcp_attempt(net: &impl Room, to: SocketAddr, within: Duration) -> Result<Event> {
         let within = within.as_millis().to_string();
         let to = to.to_string();
         let mut tool = Self::start(net, "tcp-attempt", &["tcp-stream", &to, "--count", "1", "--connect-ms", &within])?;
@@ -126,7 +141,7 @@ impl Tool {
     ///
     /// # Errors
     /// If the tool cannot be started.
-    pub fn udp_attempt(net: &Netns, to: SocketAddr, count: u32) -> Result<(u64, u64)> {
+    pub fn udp_attempt(net: &impl Room, to: SocketAddr, count: u32) -> Result<(u64, u64)> {
         let (to, count) = (to.to_string(), count.to_string());
         let mut tool = Self::start(net, "udp-attempt", &["udp-stream", &to, "--count", &count])?;
         let done = tool.wait_for("done", START_LIMIT + Duration::from_secs(60))?;
