@@ -63,6 +63,11 @@ pub struct InitArgs {
 
 /// Arguments of `serve`.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "The configuration file (TOML) may say:\n  listen = [\"[::]:7443\"]                addresses and ports for hosts (udp) and the \
+API (tcp)\n  log = \"info\"                          what to log, like \"warn,cloison_coordinator=debug\"\n  host_certificate_lifetime = \"24h\"     \
+how long hosts' certificates live, 10s to 168h; renewed at half of it"
+)]
 pub struct ServeArgs {
     /// Directory that `init` made
     #[arg(long, value_name = "DIR", default_value = DEFAULT_DATA)]
