@@ -36,6 +36,14 @@ pub enum Command {
     Restore(RestoreArgs),
     /// After a restore: show what agents know better, and go on
     Recover(RecoverArgs),
+    /// Print what a shell needs to complete this command; packages install it
+    #[command(
+        after_help = "Example:\n  cloison-coordinator completions bash > ~/.local/share/bash-completion/completions/cloison-coordinator"
+    )]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
 }
 
 /// Arguments of `init`.
