@@ -13,6 +13,9 @@ BINDIR = $(DESTDIR)$(PREFIX)/bin
 UNITDIR = $(DESTDIR)$(PREFIX)/lib/systemd/system
 USERDIR = $(DESTDIR)$(PREFIX)/lib/sysusers.d
 DOCDIR = $(DESTDIR)$(PREFIX)/share/doc
+BASHDIR = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+ZSHDIR = $(DESTDIR)$(PREFIX)/share/zsh/site-functions
+FISHDIR = $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 
 .PHONY: help build release install uninstall deb rpm demo bench test check lint doc openapi clean-lab setup setup-machines
 
@@ -34,11 +37,17 @@ release: ## build the programs to install
 $(addprefix $(RELEASE)/,$(INSTALLED)):
 	$(MAKE) release
 
-install: $(addprefix $(RELEASE)/,$(INSTALLED)) ## install programs, units and documentation below DESTDIR and PREFIX (/usr/local)
-	install -d $(BINDIR) $(UNITDIR) $(USERDIR) $(addprefix $(DOCDIR)/,$(INSTALLED))
+install: $(addprefix $(RELEASE)/,$(INSTALLED)) ## install programs, units, completions and documentation below DESTDIR and PREFIX (/usr/local)
+	install -d $(BINDIR) $(UNITDIR) $(USERDIR) $(BASHDIR) $(ZSHDIR) $(FISHDIR) $(addprefix $(DOCDIR)/,$(INSTALLED))
 	install -m 755 $(addprefix $(RELEASE)/,$(INSTALLED)) $(BINDIR)
 	for unit in $(UNITS); do sed 's|/usr/bin/|$(PREFIX)/bin/|; s|/usr/share/|$(PREFIX)/share/|g' systemd/$$unit >$(UNITDIR)/$$unit; done
 	chmod 644 $(addprefix $(UNITDIR)/,$(UNITS))
+	set -e; for program in $(INSTALLED); do \
+	  $(RELEASE)/$$program completions bash >$(BASHDIR)/$$program; \
+	  $(RELEASE)/$$program completions zsh >$(ZSHDIR)/_$$program; \
+	  $(RELEASE)/$$program completions fish >$(FISHDIR)/$$program.fish; \
+	done
+	chmod 644 $(addprefix $(BASHDIR)/,$(INSTALLED)) $(addprefix $(ZSHDIR)/_,$(INSTALLED)) $(patsubst %,$(FISHDIR)/%.fish,$(INSTALLED))
 	install -m 644 systemd/sysusers.d/cloison-coordinator.conf $(USERDIR)
 	install -m 644 README.md CHANGELOG.md docs/*.md $(DOCDIR)/cloison
 	for program in $(INSTALLED); do install -m 644 LICENSE-APACHE LICENSE-MIT $(DOCDIR)/$$program; done
@@ -48,6 +57,7 @@ install: $(addprefix $(RELEASE)/,$(INSTALLED)) ## install programs, units and do
 
 uninstall: ## remove what `make install` put there; state and the user `cloison` stay (docs/install.md says how to remove them)
 	rm -f $(addprefix $(BINDIR)/,$(INSTALLED)) $(addprefix $(UNITDIR)/,$(UNITS)) $(USERDIR)/cloison-coordinator.conf
+	rm -f $(addprefix $(BASHDIR)/,$(INSTALLED)) $(addprefix $(ZSHDIR)/_,$(INSTALLED)) $(patsubst %,$(FISHDIR)/%.fish,$(INSTALLED))
 	rm -rf $(addprefix $(DOCDIR)/,$(INSTALLED))
 
 deb: release ## make the Debian packages, in PACKAGES (target/packages)

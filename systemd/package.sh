@@ -38,6 +38,13 @@ install_tools() {
 format=$1 profile=$2 folder=$3 version=${4:-}
 mkdir -p "$folder"
 install_tools
+completions=$target/$profile/completions
+mkdir -p "$completions"
+for program in cloison cloison-agent cloison-coordinator; do
+  "$target/$profile/$program" completions bash >"$completions/$program.bash"
+  "$target/$profile/$program" completions zsh >"$completions/_$program"
+  "$target/$profile/$program" completions fish >"$completions/$program.fish"
+done
 # What cargo calls `dev` lies in the folder `debug`.
 [ "$profile" != debug ] || profile=dev
 for crate in agent coordinator cli; do

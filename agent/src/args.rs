@@ -143,6 +143,12 @@ pub enum Command {
     ///
     /// Refused while the agent runs. The coordinator is not told: an operator removes the host there with `cloison host revoke`.
     Leave(Leave),
+    /// Print what a shell needs to complete this command; packages install it
+    #[command(after_help = "Example:\n  cloison-agent completions bash > ~/.local/share/bash-completion/completions/cloison-agent")]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
 }
 
 /// Arguments of `join`.

@@ -8,7 +8,7 @@ use cloison_proto::key::{SigningKey, VerifyingKey};
 use cloison_proto::label::{ComponentName, HostName};
 use cloison_proto::signed::Signed;
 use cloison_proto::token::{EnrollmentToken, TokenError};
-use cloison_proto::trust::{BACKDATED, Role, SpiffeId, Trust, TrustError, root_pin};
+use cloison_proto::trust::{Role, SpiffeId, Trust, TrustError, root_pin};
 use cloison_proto::version::MeshTime;
 use tokio::time::timeout;
 
@@ -359,7 +359,7 @@ fn accept(joined: &Joined, mesh: MeshId, root: VerifyingKey, identity: &SigningK
     let window = check_host(&joined.certificate, wanted, &identity.identity())?;
     // The certificate was made a moment ago, so it tells the time: better than a wall clock that may be off by years, or by those seconds
     // by which the mesh itself is older.
-    let known_time = MeshTime(window.not_before).plus(BACKDATED).min(MeshTime(window.not_after));
+    let known_time = MeshTime(window.issued_at());
     let trust = Trust::with_items(mesh, root, &joined.trust, known_time)?;
     if trust.coordinator_issuers().is_empty() {
         return Err(EnrollError::Answer("it names no issuer of coordinators"));

@@ -75,6 +75,12 @@ pub(crate) enum Command {
     Explain(ExplainArgs),
     /// Who changed what, and when
     Audit(AuditArgs),
+    /// Print what a shell needs to complete this command; packages install it
+    #[command(after_help = "Example:\n  cloison completions bash > ~/.local/share/bash-completion/completions/cloison")]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
 }
 
 #[derive(Debug, ClapArgs)]

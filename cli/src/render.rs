@@ -32,7 +32,12 @@ pub(crate) fn print<T: Serialize>(
             .and_then(|()| writeln!(out)),
         Output::Table => people(&mut out, answer),
     };
-    match written.and_then(|()| out.flush()) {
+    self::written(written.and_then(|()| out.flush()))
+}
+
+/// How a write to standard output ended. A closed pipe is no error.
+pub(crate) fn written(done: io::Result<()>) -> Result<(), CliError> {
+    match done {
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(CliError::File {
             what: "write",
             path: "standard output".into(),

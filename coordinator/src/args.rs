@@ -36,6 +36,14 @@ pub enum Command {
     Restore(RestoreArgs),
     /// After a restore: show what agents know better, and go on
     Recover(RecoverArgs),
+    /// Print what a shell needs to complete this command; packages install it
+    #[command(
+        after_help = "Example:\n  cloison-coordinator completions bash > ~/.local/share/bash-completion/completions/cloison-coordinator"
+    )]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
 }
 
 /// Arguments of `init`.
@@ -63,6 +71,11 @@ pub struct InitArgs {
 
 /// Arguments of `serve`.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "The configuration file (TOML) may say:\n  listen = [\"[::]:7443\"]                addresses and ports for hosts (udp) and the \
+API (tcp)\n  log = \"info\"                          what to log, like \"warn,cloison_coordinator=debug\"\n  host_certificate_lifetime = \"24h\"     \
+how long hosts' certificates live, 10s to 168h; renewed at half of it"
+)]
 pub struct ServeArgs {
     /// Directory that `init` made
     #[arg(long, value_name = "DIR", default_value = DEFAULT_DATA)]

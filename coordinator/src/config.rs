@@ -8,6 +8,8 @@ use std::str::FromStr;
 
 use serde::Deserialize;
 
+use crate::trust::HostLifetime;
+
 /// Default port of control (udp) and API (tcp).
 pub const DEFAULT_PORT: u16 = 7443;
 
@@ -22,6 +24,8 @@ pub struct Config {
     pub listen: Vec<SocketAddr>,
     /// What to log, as `tracing`'s filters are written; none means `info`.
     pub log: Option<String>,
+    /// How long the certificates of hosts live, from 10 s to 7 days, like `"24h"`, which it is if nothing is said.
+    pub host_certificate_lifetime: HostLifetime,
 }
 
 /// Why the configuration cannot be used.
@@ -217,6 +221,26 @@ mod tests {
         std::fs::write(&path, "\nlisen = []\n")?;
         let error = Config::load(&path).map_err(|e| e.to_string()).err().unwrap_or_default();
         assert!(error.contains("line 2") && error.contains("lisen"), "{error}");
+        Ok(())
+    }
+
+    #[test]
+    fn certificates_live_as_long_as_the_file_says_and_a_day_if_it_says_nothing() -> Result<(), Box<dyn std::error::Error>> {
+        let lifetime = |text: &str| toml::from_str::<Config>(text).map(|config| config.host_certificate_lifetime.get().as_secs());
+        assert_eq!(lifetime("")?, 86_400);
+        for (text, seconds) in [("10s", 10), ("90m", 5_400), ("PT1H", 3_600), ("168h", 604_800)] {
+            assert_eq!(lifetime(&format!("host_certificate_lifetime = \"{text}\""))?, seconds);
+        }
+        for bad in ["9s", "0s", "-1h", "169h"] {
+            let error = lifetime(&format!("\nhost_certificate_lifetime = \"{bad}\""))
+                .err()
+                .ok_or(bad)?
+                .to_string();
+            assert!(error.contains("line 2") && error.contains("take 10s to 168h"), "{error}");
+        }
+        for bad in ["86400", "\"\"", "\"a day\"", "\"7d\""] {
+            assert!(lifetime(&format!("host_certificate_lifetime = {bad}")).is_err(), "{bad}");
+        }
         Ok(())
     }
 

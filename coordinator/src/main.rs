@@ -8,7 +8,7 @@ use std::error::Error;
 use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, Parser as _};
 use cloison_coordinator::args::{BackupArgs, Cli, Command, CredentialArgs, InitArgs, RecoverArgs, RestoreArgs, ServeArgs};
 use cloison_coordinator::backup::{self, BackupError};
 use cloison_coordinator::entropy::Environment;
@@ -44,6 +44,7 @@ fn main() -> ExitCode {
         Command::Backup(args) => runtime.block_on(make_backup(args)),
         Command::Restore(args) => runtime.block_on(restore(args)),
         Command::Recover(args) => runtime.block_on(recover_mesh(args)),
+        Command::Completions { shell } => completions(shell),
     }
 }
 
@@ -143,6 +144,12 @@ async fn serve(args: ServeArgs) -> ExitCode {
         }
         Err(error) => report(&error, 1),
     }
+}
+
+fn completions(shell: clap_complete::Shell) -> ExitCode {
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "cloison-coordinator", &mut text);
+    say(&String::from_utf8_lossy(&text))
 }
 
 /// Completes with the first request to stop.

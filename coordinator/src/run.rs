@@ -17,7 +17,6 @@ use crate::args::ServeArgs;
 use crate::config::{Config, ConfigError, DEFAULT_PORT};
 use crate::control::listener::{ListenError, Listener, ListenerConfig};
 use crate::data_dir::{DataDir, DataDirError};
-use crate::enrollment::Enrollment;
 use crate::entropy::Environment;
 use crate::publish::{Gate, Publisher};
 use crate::rotation::Keeper;
@@ -78,8 +77,6 @@ pub struct Core {
     pub identity: Arc<ServerIdentity>,
     /// Who hosts' certificates speak for.
     pub verifier: Arc<HostVerifier>,
-    /// How hosts join.
-    pub enrollment: Enrollment,
     /// Clock and randomness.
     pub env: Environment,
     /// Keeps other coordinators out as long as this one lives.
@@ -105,7 +102,6 @@ impl Core {
         Ok(Self {
             identity: ServerIdentity::new(roots.clone(), env.clone())?,
             verifier: Arc::new(HostVerifier::new(roots.clone())),
-            enrollment: Enrollment::new(store.clone(), roots.clone()),
             _data: Arc::new(data),
             store,
             roots,
@@ -148,7 +144,13 @@ pub async fn serve(args: &ServeArgs, config: &Config, env: Environment, stop: im
     let (stopping, _) = watch::channel(false);
     let mut parts = JoinSet::new();
     for address in listen_addresses(args, config) {
-        listen(&core, &publisher, address, &stopping, &mut parts)?;
+        listen(
+            &core,
+            &publisher,
+            ListenerConfig::at(address, config.host_certificate_lifetime),
+            &stopping,
+            &mut parts,
+        )?;
     }
     parts.spawn(renewal(core.identity.clone()));
     supervised(&core, &publisher, &mut parts);
@@ -211,19 +213,13 @@ fn supervised(core: &Core, publisher: &Arc<Publisher>, parts: &mut JoinSet<Part>
 fn listen(
     core: &Core,
     publisher: &Arc<Publisher>,
-    address: SocketAddr,
+    config: ListenerConfig,
     stopping: &watch::Sender<bool>,
     parts: &mut JoinSet<Part>,
 ) -> Result<(), RunError> {
-    let hub = publisher.hub();
+    let (address, hub) = (config.address, publisher.hub());
     let (store, roots, identity) = (core.store.clone(), core.roots.clone(), core.identity.clone());
-    let control = Listener::bind(
-        ListenerConfig::at(address),
-        identity.clone(),
-        store.clone(),
-        roots.clone(),
-        hub.clone(),
-    )?;
+    let control = Listener::bind(config, identity.clone(), store.clone(), roots.clone(), hub.clone())?;
     let tls = server_config(identity, None, &[b"h2", b"http/1.1"])?;
     let server = ApiServer::bind(address, Arc::new(tls))?;
     let token_facts = TokenFacts {

@@ -338,9 +338,10 @@ async fn on_a_full_disk_reads_leases_and_a_thousand_revocations_go_on() -> Resul
     Ok(())
 }
 
-/// How long a coordinator with many hosts takes to serve after `kill -9`; `CLOISON_HOSTS=10000` gives the figure of the notes.
+/// How long a coordinator with many hosts takes to serve after `kill -9`, and to be restored; `CLOISON_HOSTS=10000` gives the figures of the
+/// notes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn with_many_hosts_it_serves_soon_after_a_kill() -> Result<()> {
+async fn with_many_hosts_it_serves_soon_after_a_kill_and_after_a_restore() -> Result<()> {
     let hosts = std::env::var("CLOISON_HOSTS").map_or(Ok(200), |text| text.parse())?;
     let folder = tempfile::tempdir()?;
     let solo = Solo::init(folder.path(), &[])?;
@@ -366,5 +367,16 @@ async fn with_many_hosts_it_serves_soon_after_a_kill() -> Result<()> {
             .is_some_and(|best| *best < Duration::from_secs(if hosts > 1000 { 10 } else { 2 })),
         "{times:?}"
     );
+    let file = folder.path().join("b").display().to_string();
+    let begun = Instant::now();
+    solo.command(&["backup", "--to", &file])?.ok()?;
+    let backed_up = begun.elapsed();
+    std::fs::rename(solo.data(), folder.path().join("lost"))?;
+    let begun = Instant::now();
+    solo.command(&["restore", &file])?.ok()?;
+    let restored = begun.elapsed();
+    let served = solo.start(|_| {})?.ready(READY)?.context("it does not serve")?;
+    println!("{hosts} hosts: a backup in {backed_up:?}, restored in {restored:?}, served after {served:?} more");
+    ensure!(restored < Duration::from_secs(if hosts > 1000 { 60 } else { 10 }), "{restored:?}");
     Ok(())
 }

@@ -1,14 +1,17 @@
 //! Keys, issuers, addresses and credentials change while PostgreSQL is under load: no transaction fails, and what was replaced is dead.
 
 use std::net::IpAddr;
+use std::os::unix::process::ExitStatusExt as _;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use cloison_proto::api::{CredentialReport, HostSummary, RotationList};
+use cloison_coordinator::failpoint::{Point, VARIABLE};
+use cloison_proto::api::{AuditList, CredentialReport, HostSummary, RotationList};
 use cloison_proto::token::EnrollmentToken;
 use cloison_tests::lab::mesh::{COORDINATOR, Instance, Mesh};
 use cloison_tests::lab::postgres::{self, Postgres};
 use cloison_tests::lab::{Underlay, wait_for};
+use rustix::process::Signal;
 
 const PAIR: &str = "\
 version: 1
@@ -133,6 +136,115 @@ fn wireguard_keys_change_by_themselves_and_an_agent_that_is_killed_at_any_step_g
     mesh.agent_mut("app-1")?.start()?;
     wait_for_other_key(&mesh, "app-1", &app)?;
     works(&mesh, "with a key that changed by itself")?;
+    mesh.finish()
+}
+
+/// Kills the agent, and starts it again.
+fn restart(mesh: &mut Mesh, host: &str) -> Result<()> {
+    mesh.agent_mut(host)?.kill()?;
+    mesh.agent_mut(host)?.start()
+}
+
+/// Starts a coordinator that dies when it comes to this place for the first time, and waits for that. The agent of `host` is killed as well, so
+/// that it does not wait for the former link to fall silent.
+fn dies_at(mesh: &mut Mesh, point: Point, host: &str) -> Result<()> {
+    mesh.coordinator.kill()?;
+    mesh.coordinator.set_environment([(VARIABLE.to_owned(), point.to_string())]);
+    mesh.coordinator.launch()?;
+    restart(mesh, host)?;
+    let process = mesh.coordinator.process().context("no coordinator")?;
+    let status = process.wait(SOON).with_context(|| format!("at {point}"))?;
+    ensure!(status.signal() == Some(9), "at {point} it ended with {status}: {}", process.log());
+    nobody_was_refused(mesh)
+}
+
+/// Of two certificates of a host, the older one is good until the younger one is used: whoever died in between shows one that is.
+fn nobody_was_refused(mesh: &mut Mesh) -> Result<()> {
+    let log = mesh.coordinator.process().context("no coordinator")?.log();
+    ensure!(!log.contains("a link was refused"), "{log}");
+    Ok(())
+}
+
+/// Starts a coordinator that lives, and the agent of `host` anew.
+fn lives(mesh: &mut Mesh, host: &str) -> Result<()> {
+    mesh.coordinator.kill()?;
+    mesh.coordinator.set_environment([(VARIABLE.to_owned(), "None".to_owned())]);
+    mesh.coordinator.serve()?;
+    restart(mesh, host)
+}
+
+fn certificate(mesh: &Mesh, host: &str) -> Result<Vec<u8>> {
+    Ok(std::fs::read(mesh.agent(host)?.state().join("certificate"))?)
+}
+
+fn wait_for_other_certificate(mesh: &Mesh, host: &str, than: &[u8]) -> Result<Vec<u8>> {
+    wait_for(&format!("another certificate of {host}"), SOON, || {
+        Ok(Some(certificate(mesh, host)?).filter(|now| now != than))
+    })
+}
+
+#[test]
+fn certificates_of_hosts_are_renewed_under_load_with_either_side_killed_at_each_step() -> Result<()> {
+    let mut mesh = Mesh::builder("e2e-rotate-cert", &HOSTS).start()?;
+    mesh.coordinator.stop()?;
+    std::fs::write(
+        mesh.coordinator.data().join("coordinator.toml"),
+        "host_certificate_lifetime = \"10s\"\n",
+    )?;
+    mesh.coordinator.serve()?;
+    mesh.join_all()?;
+    mesh.coordinator.apply_and_wait(PAIR)?;
+    let instance = mesh.instance("postgres", "db-1")?;
+    let _server = Postgres::start(mesh.host("db-1")?, &instance.addresses())?;
+    postgres::fill(mesh.host("app-1")?.net(), IpAddr::V4(instance.v4), 1)?.ok()?;
+    under_load(&mut mesh, instance, 40, |mesh| {
+        // The coordinator notes the next certificate and gives it out: it dies at each step of that, and the agent with it.
+        let first = certificate(mesh, "db-1")?;
+        for point in [
+            Point::CertificateWritten,
+            Point::LeafWritten,
+            Point::BeforeCommit,
+            Point::Committed,
+            Point::Unanswered,
+        ] {
+            dies_at(mesh, point, "db-1")?;
+        }
+        lives(mesh, "db-1")?;
+        let unused = wait_for_other_certificate(mesh, "db-1", &first)?;
+        // It is on the agent's disk and was never used: both die, and the coordinator dies anew behind the first use.
+        dies_at(mesh, Point::NoteCommitted, "db-1")?;
+        lives(mesh, "db-1")?;
+        let used = wait_for_other_certificate(mesh, "db-1", &unused)?;
+        // The agent has asked, nobody answered, and it dies.
+        let coordinator = mesh.coordinator.process().context("no coordinator")?;
+        coordinator.signal(Signal::STOP)?;
+        std::thread::sleep(Duration::from_secs(6));
+        mesh.agent_mut("db-1")?.kill()?;
+        mesh.coordinator.process().context("no coordinator")?.signal(Signal::CONT)?;
+        mesh.agent_mut("db-1")?.start()?;
+        wait_for_other_certificate(mesh, "db-1", &used)?;
+        // At any moment.
+        for host in ["db-1", "app-1", "db-1"] {
+            std::thread::sleep(Duration::from_millis(700));
+            restart(mesh, host)?;
+        }
+        // Nobody dies: one follows the other.
+        let [app, db] = HOSTS.map(|host| certificate(mesh, host));
+        let (app, db) = (
+            wait_for_other_certificate(mesh, "app-1", &app?)?,
+            wait_for_other_certificate(mesh, "db-1", &db?)?,
+        );
+        wait_for_other_certificate(mesh, "app-1", &app)?;
+        wait_for_other_certificate(mesh, "db-1", &db)?;
+        Ok(())
+    })?;
+    wait_for("both hosts to be linked", SOON, || {
+        Ok((mesh.coordinator.status()?.linked == 2).then_some(()))
+    })?;
+    nobody_was_refused(&mut mesh)?;
+    let page: AuditList = mesh.coordinator.ask(&["audit"])?;
+    let issued = page.entries.iter().filter(|leaf| leaf.action == "certificate.issue").count();
+    ensure!(issued >= 12, "only {issued} certificates");
     mesh.finish()
 }
 

@@ -1,6 +1,7 @@
 //! The commands. Results go to standard output, errors to standard error as `error: what: why` and a `hint:` line; the exit status is 0 for
 //! done or allowed, 1 for an error, 2 for denied or (`doctor`) something to mend, 3 for not authorised, 78 for a service that only a person can help.
 
+pub mod completions;
 pub mod debug;
 pub mod doctor;
 pub mod explain;
@@ -125,9 +126,12 @@ fn command(cli: &Cli) -> Result<Done, Failure> {
         run::run(config)?;
         return Ok(Done::Well);
     }
+    if let Command::Completions { shell } = cli.command {
+        return completions::run(shell);
+    }
     let config = configured(&cli.common, cli.common.settings())?;
     match &cli.command {
-        Command::Run(_) => Ok(Done::Well),
+        Command::Run(_) | Command::Completions { .. } => Ok(Done::Well),
         Command::Join(args) => join::run(&config, args),
         Command::Prepare => prepare::run(&config),
         Command::Status(args) => status::run(&config, args),

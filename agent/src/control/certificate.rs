@@ -4,7 +4,7 @@
 //! a certificate that ended before it has ended; any other may be valid now.
 
 use cloison_proto::key::IdentityKey;
-use cloison_proto::trust::{Role, SpiffeId};
+use cloison_proto::trust::{BACKDATED, Role, SpiffeId};
 use cloison_proto::version::MeshTime;
 use rustls_pki_types::CertificateDer;
 use sha2::{Digest as _, Sha256};
@@ -69,10 +69,22 @@ impl Window {
         self.not_after < past.0
     }
 
-    /// Whether half of it is over.
+    /// Whether half of its life is over.
     #[must_use]
-    pub const fn half_spent_at(self, now: MeshTime) -> bool {
-        now.0 >= self.not_before.midpoint(self.not_after)
+    pub fn half_spent_at(self, now: MeshTime) -> bool {
+        now.0 >= self.issued_at().midpoint(self.not_after)
+    }
+
+    /// Seconds that it was good for when it was issued.
+    #[must_use]
+    pub fn life(self) -> u64 {
+        self.not_after.saturating_sub(self.issued_at())
+    }
+
+    /// When it was issued: it holds from an hour before, which is no part of its life.
+    #[must_use]
+    pub fn issued_at(self) -> u64 {
+        self.not_before.saturating_add(BACKDATED.as_secs()).min(self.not_after)
     }
 }
 
@@ -196,7 +208,22 @@ mod tests {
         assert_eq!(window.judge_at(WallTime(9_999), MeshTime(120)), Some(200));
         assert_eq!(window.judge_at(WallTime(0), MeshTime(120)), Some(120));
         assert_eq!(window.judge_at(WallTime(150), MeshTime(201)), None);
-        assert!(window.half_spent_at(MeshTime(150)) && !window.half_spent_at(MeshTime(149)));
+    }
+
+    #[test]
+    fn half_of_a_life_is_counted_from_when_it_was_issued_however_short_it_is() {
+        let window = Window {
+            not_before: 10_000 - 3_600,
+            not_after: 10_010,
+        };
+        assert_eq!(window.life(), 10);
+        assert!(!window.half_spent_at(MeshTime(10_004)) && window.half_spent_at(MeshTime(10_005)));
+        // What no coordinator of ours issued is half spent at its end at the latest.
+        let window = Window {
+            not_before: 100,
+            not_after: 200,
+        };
+        assert!(!window.half_spent_at(MeshTime(199)) && window.half_spent_at(MeshTime(200)));
     }
 
     #[test]

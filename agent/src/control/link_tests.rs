@@ -243,9 +243,9 @@ fn a_certificate_is_asked_for_at_half_life_once_and_by_the_identity_key_when_it_
     let mesh = Mesh::new();
     let mut link = linked(&mesh)?;
     let asked = |out: Vec<Output>| out.iter().any(|o| matches!(o, Output::Send(AgentMessage::RenewCertificate(_))));
-    assert!(!asked(link.tick(at(43_199_000))));
-    assert!(asked(link.tick(at(43_200_000))));
-    assert!(!asked(link.tick(at(43_201_000))), "once");
+    assert!(!asked(link.tick(at(44_999_000))));
+    assert!(asked(link.tick(at(45_000_000))));
+    assert!(!asked(link.tick(at(45_001_000))), "once");
     link.disconnected(at(90_000_000), "gone");
     let out = link.tick(at(90_060_000));
     assert!(matches!(out.as_slice(), [Output::Connect { renew: true }]));

@@ -238,7 +238,7 @@ fn certificate(facts: &Facts) -> Finding {
         Ok(None) => Finding::note(CHECK, "there is none: the host is not enrolled"),
         Ok(Some(window)) => {
             let left = window.not_after.saturating_sub(now);
-            let life = window.not_after.saturating_sub(window.not_before).max(1);
+            let life = window.life();
             let text = format!("{} left of {}", crate::cmd::span(left), crate::cmd::span(life));
             match left {
                 0 => Finding::warning(

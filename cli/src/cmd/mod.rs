@@ -1,6 +1,7 @@
 //! The commands: one file each, one path through each: ask, print, decide how to end.
 
 mod audit;
+mod completions;
 mod coordinator;
 mod credential;
 mod explain;
@@ -25,6 +26,9 @@ pub(crate) struct Context {
 /// Runs what was typed.
 pub(crate) async fn run(args: Args) -> Result<Exit, CliError> {
     let path = args.config.unwrap_or_else(default_path);
+    if let Command::Completions { shell } = args.command {
+        return completions::run(shell);
+    }
     if let Command::Login(login) = args.command {
         return login::run(&login, &path).await;
     }
@@ -33,7 +37,7 @@ pub(crate) async fn run(args: Args) -> Result<Exit, CliError> {
         output: args.output,
     };
     match args.command {
-        Command::Login(_) => Ok(Exit::Ok),
+        Command::Login(_) | Command::Completions { .. } => Ok(Exit::Ok),
         Command::Status => status::run(&context).await,
         Command::Host(command) => host::run(&context, command).await,
         Command::Token(command) => token::run(&context, command).await,

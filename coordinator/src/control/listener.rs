@@ -22,7 +22,7 @@ use super::{join, serve};
 use crate::enrollment::Enrollment;
 use crate::publish::{Farewell, Hub};
 use crate::store::{HostRefusal, Store, StoreError};
-use crate::trust::{HostVerifier, LinkedHost, Roots, ServerError, ServerIdentity, VerifyError, server_config};
+use crate::trust::{HostLifetime, HostVerifier, LinkedHost, Roots, ServerError, ServerIdentity, VerifyError, server_config};
 
 /// Handshakes at once; behind half of them, addresses are validated first.
 const MAX_HANDSHAKES: usize = 512;
@@ -48,16 +48,18 @@ const RECEIVE_WINDOW: u32 = 384 * 1024;
 /// Bytes that wait for an agent, at most: a few frames of a view.
 const SEND_WINDOW: u64 = 1024 * 1024;
 
-/// Certificates for one host: this many in each [`RENEWAL_SPAN`].
+/// Certificates for one host: this many in each [`RENEWAL_SPAN`], or in each of their lives if that is shorter.
 const RENEWALS: u32 = 6;
+
+const RENEWAL_SPAN: Duration = Duration::from_secs(3600);
 
 /// Links that one host may open in a minute: no host takes the others' connections away.
 const LINKS_PER_MINUTE: u32 = 60;
 
-/// New WireGuard keys of one host: this many in each [`RENEWAL_SPAN`]. Each stays in the store for ever.
+/// New WireGuard keys of one host: this many in each [`ROTATION_SPAN`]. Each stays in the store for ever.
 const ROTATIONS: u32 = 20;
 
-const RENEWAL_SPAN: Duration = Duration::from_secs(3600);
+const ROTATION_SPAN: Duration = Duration::from_secs(3600);
 
 /// What an operator can set.
 #[derive(Debug, Clone)]
@@ -66,17 +68,20 @@ pub struct ListenerConfig {
     pub address: SocketAddr,
     /// Attempts to join from one source in a minute.
     pub joins_per_minute: u32,
+    /// How long the certificates live that hosts are given.
+    pub host_lifetime: HostLifetime,
     /// No answer to a join comes sooner than this.
     pub answer_floor: Duration,
 }
 
 impl ListenerConfig {
-    /// The defaults, at `address`.
+    /// The defaults, at `address`, with certificates of this lifetime.
     #[must_use]
-    pub const fn at(address: SocketAddr) -> Self {
+    pub const fn at(address: SocketAddr, host_lifetime: HostLifetime) -> Self {
         Self {
             address,
             joins_per_minute: 60,
+            host_lifetime,
             answer_floor: Duration::from_millis(250),
         }
     }
@@ -149,13 +154,13 @@ impl Listener {
             shared: Arc::new(Shared {
                 sources: Budgets::new(config.joins_per_minute, Duration::from_secs(60)),
                 links: Budgets::new(LINKS_PER_MINUTE, Duration::from_secs(60)),
-                renewals: Budgets::new(RENEWALS, RENEWAL_SPAN),
-                rotations: Budgets::new(ROTATIONS, RENEWAL_SPAN),
+                renewals: Budgets::new(RENEWALS, RENEWAL_SPAN.min(config.host_lifetime.get())),
+                rotations: Budgets::new(ROTATIONS, ROTATION_SPAN),
                 handshakes: Arc::new(Semaphore::new(MAX_HANDSHAKES)),
                 joins: Semaphore::new(MAX_JOINS),
                 started: Instant::now(),
+                enrollment: Enrollment::new(store.clone(), roots, config.host_lifetime),
                 config,
-                enrollment: Enrollment::new(store.clone(), roots),
                 store,
                 hub,
                 verifier,

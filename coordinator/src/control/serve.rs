@@ -19,7 +19,7 @@ use super::session::{Effect, Now, OpenError, Peer, Session};
 use crate::enrollment::{Admission, EnrollmentError};
 use crate::publish::Farewell;
 use crate::store::{KeyOffered, StoreError};
-use crate::trust::{HOST_LIFETIME, LinkedHost};
+use crate::trust::LinkedHost;
 
 /// How long an agent may take to open its stream and to greet.
 const GREETING: Duration = Duration::from_secs(10);
@@ -165,7 +165,7 @@ pub(super) async fn link(shared: &Shared, connection: &Connection, linked: Linke
         linked,
         // A restored coordinator admits certificates younger than its database, and has to hear what their hosts know.
         ends: match shared.store.inventory().read_only {
-            Some(_) => ends.unwrap_or(shared.store.now().plus(HOST_LIFETIME)),
+            Some(_) => ends.unwrap_or(shared.store.now().plus(shared.config.host_lifetime.get())),
             None => ends.unwrap_or_default(),
         },
         reissued: false,
@@ -228,7 +228,7 @@ impl Served<'_> {
                     }
                 }
                 () = slot.woken() => session.refresh(shared.store.now()),
-                () = tokio::time::sleep(until(session.lease_due(), shared.store.now())) => {
+                () = tokio::time::sleep(until(session.lease_due(), self.ends, shared.store.now())) => {
                     session.on_address(self.connection.remote_address().ip());
                     session.refresh(shared.store.now());
                     if noted.elapsed() >= TICK {
@@ -256,11 +256,11 @@ impl Served<'_> {
     }
 }
 
-/// How long to wait for what is due at mesh time `due`: at most a tick, because the wall clock may be set.
-fn until(due: Option<MeshTime>, now: MeshTime) -> Duration {
-    due.map_or(TICK, |due| {
-        Duration::from_secs(due.0.saturating_sub(now.0)).clamp(Duration::from_millis(200), TICK)
-    })
+/// How long to wait for what is due at mesh time `due`, or for the end of the link's certificate: at most a tick, because the wall clock may
+/// be set.
+fn until(due: Option<MeshTime>, ends: MeshTime, now: MeshTime) -> Duration {
+    let first = due.map_or(ends, |due| due.min(ends));
+    Duration::from_secs(first.0.saturating_sub(now.0)).clamp(Duration::from_millis(200), TICK)
 }
 
 impl Served<'_> {

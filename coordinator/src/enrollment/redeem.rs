@@ -18,13 +18,14 @@ use crate::audit::Cause;
 use crate::entropy::EntropyError;
 use crate::inventory::Host;
 use crate::store::{RedeemError, Redemption, Store, StoreError};
-use crate::trust::{IssueError, Roots};
+use crate::trust::{HostLifetime, IssueError, Roots};
 
 /// Enrolls hosts into one mesh. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Enrollment {
     store: Store,
     roots: Arc<Roots>,
+    lifetime: HostLifetime,
 }
 
 /// One stream's challenge: sent to the joiner, kept until its request has come.
@@ -91,10 +92,10 @@ impl Admission {
 }
 
 impl Enrollment {
-    /// Enrollment into the mesh of `store`, with certificates of `roots`.
+    /// Enrollment into the mesh of `store`, with certificates of `roots` that live for `lifetime`.
     #[must_use]
-    pub const fn new(store: Store, roots: Arc<Roots>) -> Self {
-        Self { store, roots }
+    pub const fn new(store: Store, roots: Arc<Roots>, lifetime: HostLifetime) -> Self {
+        Self { store, roots, lifetime }
     }
 
     /// Begins one stream.
@@ -162,7 +163,7 @@ impl Enrollment {
     /// # Errors
     /// [`EnrollmentError`].
     pub async fn certificate(&self, host: HostId, identity: &IdentityKey) -> Result<Vec<u8>, EnrollmentError> {
-        let issued = self.roots.issue_host(host, identity, self.store.environment())?;
+        let issued = self.roots.issue_host(host, identity, self.lifetime, self.store.environment())?;
         match self.store.record_certificate(host, issued.serial, issued.not_after).await {
             Ok(()) => Ok(issued.certificate.to_vec()),
             Err(StoreError::Revoked(_) | StoreError::NotFound(_)) => Err(EnrollmentError::Denied),
@@ -206,7 +207,7 @@ mod tests {
     async fn enrollment() -> Result<(Enrollment, Arc<Roots>), Box<dyn std::error::Error>> {
         let roots = Arc::new(Roots::generate(new_mesh()?.mesh, &environment().0)?);
         let (store, _) = in_memory().await?;
-        Ok((Enrollment::new(store, roots.clone()), roots))
+        Ok((Enrollment::new(store, roots.clone(), HostLifetime::default()), roots))
     }
 
     fn request(token: &NewToken, exporter: &[u8; 32], challenge: &Challenge) -> JoinRequest {

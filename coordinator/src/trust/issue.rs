@@ -9,11 +9,13 @@ use cloison_proto::id::{HostId, MeshId};
 use cloison_proto::key::{IdentityKey, SigningKey};
 use cloison_proto::trust::{BACKDATED, COORDINATOR_DNS_NAME, Role, SpiffeId};
 use cloison_proto::version::MeshTime;
+use jiff::SignedDuration;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
     PKCS_ED25519, SanType, SerialNumber, SubjectPublicKeyInfo,
 };
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use serde::Deserialize;
 use time::OffsetDateTime;
 
 use super::roots::{Authority, Roots};
@@ -22,7 +24,46 @@ use crate::entropy::{EntropyError, Environment};
 use crate::store::Serial;
 
 /// How long a host's certificate lives; it is renewed at half of it.
-pub const HOST_LIFETIME: Duration = Duration::from_secs(86_400);
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "SignedDuration")]
+pub struct HostLifetime(Duration);
+
+impl HostLifetime {
+    /// As short as a lease may be: a host has half of it for the way to the next one.
+    const SHORTEST: SignedDuration = SignedDuration::from_secs(10);
+    /// Whoever copied a host's keys has to ask for another one within this time, and that is audited.
+    const LONGEST: SignedDuration = SignedDuration::from_hours(7 * 24);
+
+    /// As a duration.
+    #[must_use]
+    pub const fn get(self) -> Duration {
+        self.0
+    }
+}
+
+impl Default for HostLifetime {
+    /// A day.
+    fn default() -> Self {
+        Self(Duration::from_secs(86_400))
+    }
+}
+
+impl TryFrom<SignedDuration> for HostLifetime {
+    type Error = BadHostLifetime;
+    fn try_from(asked: SignedDuration) -> Result<Self, BadHostLifetime> {
+        let bad = BadHostLifetime(asked);
+        if (Self::SHORTEST..=Self::LONGEST).contains(&asked) {
+            asked.try_into().map(Self).map_err(|_| bad)
+        } else {
+            Err(bad)
+        }
+    }
+}
+
+/// Not a time that hosts' certificates may live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{0:#} is no lifetime of hosts' certificates: take 10s to 168h; they are renewed at half of it")]
+pub struct BadHostLifetime(SignedDuration);
 
 /// How long the coordinator's own certificate lives; it is made anew at each start and at half of it.
 pub(super) const COORDINATOR_LIFETIME: Duration = Duration::from_secs(86_400);
@@ -81,24 +122,30 @@ pub struct HostCertificate {
 }
 
 impl Roots {
-    /// Issues a certificate for `host` and the identity key that it proved, good for [`HOST_LIFETIME`].
+    /// Issues a certificate for `host` and the identity key that it proved, good for `lifetime`.
     ///
     /// # Errors
     /// [`IssueError`].
-    pub fn issue_host(&self, host: HostId, key: &IdentityKey, env: &Environment) -> Result<HostCertificate, IssueError> {
+    pub fn issue_host(
+        &self,
+        host: HostId,
+        key: &IdentityKey,
+        lifetime: HostLifetime,
+        env: &Environment,
+    ) -> Result<HostCertificate, IssueError> {
         let now = env.clock.now();
         let serial = serial(env)?;
         let uri = SpiffeId {
             mesh: self.mesh(),
             role: Role::Host(host),
         };
-        let params = leaf(Usage::Client, uri, serial, now, HOST_LIFETIME)?;
+        let params = leaf(Usage::Client, uri, serial, now, lifetime.get())?;
         let public = SubjectPublicKeyInfo::from_der(&to_spki(key))?;
         let certificate = params.signed_by(&public, &self.host_issuer().issuer()?)?;
         Ok(HostCertificate {
             certificate: certificate.der().clone(),
             serial,
-            not_after: now.plus(HOST_LIFETIME),
+            not_after: now.plus(lifetime.get()),
         })
     }
 

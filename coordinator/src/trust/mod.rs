@@ -13,7 +13,7 @@ mod server;
 mod tests;
 mod verify;
 
-pub use issue::{HOST_LIFETIME, HostCertificate, IssueError};
+pub use issue::{BadHostLifetime, HostCertificate, HostLifetime, IssueError};
 pub use ring::{Part, Retired, Stage, UnknownPart, hex};
 pub use roots::{Roots, RootsError};
 pub use server::{ServerError, ServerIdentity, server_config};

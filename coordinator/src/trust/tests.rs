@@ -54,7 +54,7 @@ fn uri(role: Role, mesh: MeshId) -> Result<SanType, rcgen::Error> {
 #[test]
 fn a_certificate_speaks_for_its_host_and_its_key() -> TestResult {
     let (env, roots) = (environment().0, roots()?);
-    let issued = roots.issue_host(HOST, &host_key().identity(), &env)?;
+    let issued = roots.issue_host(HOST, &host_key().identity(), HostLifetime::default(), &env)?;
     let linked = HostVerifier::new(roots).host_of(&[issued.certificate], START)?;
     assert_eq!(
         linked,
@@ -65,14 +65,16 @@ fn a_certificate_speaks_for_its_host_and_its_key() -> TestResult {
             issuer: linked.issuer,
         }
     );
-    assert_eq!(issued.not_after, START.plus(HOST_LIFETIME));
+    assert_eq!(issued.not_after, START.plus(HostLifetime::default().get()));
     Ok(())
 }
 
 #[test]
 fn a_certificate_holds_from_an_hour_before_its_issue_to_its_end() -> TestResult {
     let (env, roots) = (environment().0, roots()?);
-    let chain = [roots.issue_host(HOST, &host_key().identity(), &env)?.certificate];
+    let chain = [roots
+        .issue_host(HOST, &host_key().identity(), HostLifetime::default(), &env)?
+        .certificate];
     let verifier = HostVerifier::new(roots);
     let at = |seconds: u64| verifier.host_of(&chain, cloison_proto::version::MeshTime(seconds)).is_ok();
     assert_eq!(
@@ -92,7 +94,9 @@ fn no_other_certificate_speaks_for_a_host() -> TestResult {
     let cases = [
         (
             "of another root",
-            others.issue_host(HOST, &host_key().identity(), &env)?.certificate,
+            others
+                .issue_host(HOST, &host_key().identity(), HostLifetime::default(), &env)?
+                .certificate,
         ),
         ("a coordinator's own", ours.issue_coordinator(&host_key(), &env)?.swap_remove(0)),
         ("an authority's own", ours.host_issuer().certificate.clone()),
@@ -190,7 +194,7 @@ fn pair(roots: &Arc<Roots>, shown: Option<CertificateDer<'static>>) -> Result<(C
 fn both_ends_meet_over_tls_with_a_post_quantum_exchange() -> TestResult {
     let system = crate::entropy::Environment::system();
     let roots = Arc::new(Roots::generate(MESH, &system)?);
-    let issued = roots.issue_host(HOST, &host_key().identity(), &system)?;
+    let issued = roots.issue_host(HOST, &host_key().identity(), HostLifetime::default(), &system)?;
     let (mut client, mut server) = pair(&roots, Some(issued.certificate.clone()))?;
     handshake(&mut client, &mut server)?;
     assert_eq!(
@@ -214,7 +218,7 @@ fn a_joiner_shows_no_certificate_and_a_stranger_s_is_refused() -> TestResult {
     let (mut client, mut server) = pair(&roots, None)?;
     handshake(&mut client, &mut server)?;
     assert!(!server.is_handshaking() && server.peer_certificates().is_none());
-    let foreign = others.issue_host(HOST, &host_key().identity(), &system)?;
+    let foreign = others.issue_host(HOST, &host_key().identity(), HostLifetime::default(), &system)?;
     let (mut client, mut server) = pair(&roots, Some(foreign.certificate))?;
     assert!(handshake(&mut client, &mut server).is_err());
     Ok(())

@@ -13,7 +13,7 @@ use cloison_coordinator::inventory::{CoordinatorAddress, On, Placement};
 use cloison_coordinator::publish::{Gate, Publisher};
 use cloison_coordinator::rotation::Keeper;
 use cloison_coordinator::store::{IfMatch, NewMesh, NewToken, PolicyWrite, PolicyWritten, Store, StoreError, TokenSpec};
-use cloison_coordinator::trust::{Roots, ServerIdentity};
+use cloison_coordinator::trust::{HostLifetime, Roots, ServerIdentity};
 use cloison_proto::control::agent::{Ack, AgentMessage, Endpoint, Hello};
 use cloison_proto::control::coordinator::{CoordinatorMessage, Goodbye, PeerHint};
 use cloison_proto::control::frame::{Frame, FrameBuffer};
@@ -79,7 +79,7 @@ impl Coordinator {
         store.set_gate(Box::new(Gate::new(Arc::clone(&roots))));
         let publisher = Publisher::new(store.clone(), Arc::clone(&roots));
         let identity = ServerIdentity::new(Arc::clone(&roots), Environment::system())?;
-        let config = ListenerConfig::at(([127, 0, 0, 1], 0).into());
+        let config = ListenerConfig::at(([127, 0, 0, 1], 0).into(), HostLifetime::default());
         let listener = Listener::bind(
             config,
             Arc::clone(&identity),

@@ -55,10 +55,7 @@ impl Coordinator {
     /// # Errors
     /// If it does not get ready in time.
     pub fn serve(&mut self) -> Result<()> {
-        let mut command = self.net.command(&programs::find("cloison-coordinator")?.display().to_string());
-        command.arg("serve").arg("--data").arg(self.data());
-        command.envs(self.environment.iter().cloned());
-        let mut process = self.net.start("coordinator", command)?;
+        let mut process = self.spawn()?;
         let mut answer = None;
         let ready = wait_for("the coordinator to get ready", START_LIMIT, || {
             if let Some(status) = process.ended()? {
@@ -75,6 +72,22 @@ impl Coordinator {
         })?;
         self.process = Some(process);
         Ok(())
+    }
+
+    /// Starts serving without waiting for anything: for coordinators that shall die soon.
+    ///
+    /// # Errors
+    /// If the program is missing.
+    pub fn launch(&mut self) -> Result<()> {
+        self.process = Some(self.spawn()?);
+        Ok(())
+    }
+
+    fn spawn(&self) -> Result<Process> {
+        let mut command = self.net.command(&programs::find("cloison-coordinator")?.display().to_string());
+        command.arg("serve").arg("--data").arg(self.data());
+        command.envs(self.environment.iter().cloned());
+        self.net.start("coordinator", command)
     }
 
     /// Runs it, and the command line that speaks with it, with further variables from now on.

@@ -276,7 +276,7 @@ fn a_coordinator_that_does_not_answer_is_a_problem_unless_another_does() -> Outc
 fn what_ends_soon_is_a_warning_and_what_has_ended_says_what_that_means() -> Outcome {
     let ends = |left: u64| {
         Ok(Some(Window {
-            not_before: NOW + left - 86_400,
+            not_before: NOW + left - 90_000,
             not_after: NOW + left,
         }))
     };
