@@ -45,12 +45,13 @@ for program in cloison cloison-agent cloison-coordinator; do
   "$target/$profile/$program" completions zsh >"$completions/_$program"
   "$target/$profile/$program" completions fish >"$completions/$program.fish"
 done
-# What cargo calls `dev` lies in the folder `debug`.
-[ "$profile" != debug ] || profile=dev
+# What cargo calls `dev` lies in the folder `debug`; what is made of it is for tests, which have no time to compress.
+compress=gzip
+[ "$profile" != debug ] || { profile=dev; compress=none; }
 for crate in agent coordinator cli; do
   case $format in
     deb) cargo deb --quiet --locked --no-build --fast --profile "$profile" --manifest-path "$crate/Cargo.toml" ${version:+--deb-version "$version"} --output "$folder/" ;;
-    rpm) cargo generate-rpm --package "$crate" --profile "$profile" --target-dir "$target" --payload-compress gzip ${version:+--set-metadata "version = \"$version\""} --output "$folder/" ;;
+    rpm) cargo generate-rpm --package "$crate" --profile "$profile" --target-dir "$target" --payload-compress $compress ${version:+--set-metadata "version = \"$version\""} --output "$folder/" ;;
     *) echo "\`$format\` is no format: deb or rpm" >&2; exit 64 ;;
   esac
 done

@@ -272,9 +272,12 @@ mod tests {
         let base = ["x", "init", "--data", &data, "--cli-config", &config];
         match Cli::try_parse_from(base.iter().chain(more))?.command {
             Command::Init(args) => Ok(args),
-            Command::Serve(_) | Command::Credential(_) | Command::Backup(_) | Command::Restore(_) | Command::Recover(_) => {
-                Err("another command".into())
-            }
+            Command::Serve(_)
+            | Command::Credential(_)
+            | Command::Backup(_)
+            | Command::Restore(_)
+            | Command::Recover(_)
+            | Command::Completions { .. } => Err("another command".into()),
         }
     }
 

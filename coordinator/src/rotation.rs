@@ -1,14 +1,17 @@
 //! Keeps rotations going: what was announced long enough takes over, and what was replaced long enough is retired.
 //!
 //! It looks once a second and has no memory: how far a rotation is stands in the store and on the disk, who has taken it up in the hub. So it
-//! can be killed anywhere, and goes on where it was.
+//! can be killed anywhere, and goes on where it was. A part whose files cannot be written rests for longer after each failure, because each
+//! attempt is audited before it is made.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use cloison_proto::id::HostId;
 use cloison_proto::version::MeshTime;
-use tokio::time::{MissedTickBehavior, interval};
+use parking_lot::Mutex;
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::audit::{Action, Actor, Context};
 use crate::inventory::NextKey;
@@ -22,6 +25,11 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// How long peers have for making sessions with a new WireGuard key before the old one goes, however fast all of them took it up: some
 /// handshakes with their retransmissions.
 const SETTLING: Duration = Duration::from_secs(5);
+
+/// How long a part rests when it could not be moved on; twice as long after each further time, up to [`LONGEST_REST`].
+const REST: Duration = Duration::from_secs(2);
+
+const LONGEST_REST: Duration = Duration::from_secs(3600);
 
 /// Why a rotation was not moved on. It is tried again.
 #[derive(Debug, thiserror::Error)]
@@ -44,17 +52,19 @@ pub struct Keeper {
     hub: Arc<Hub>,
     roots: Arc<Roots>,
     identity: Arc<ServerIdentity>,
+    rests: Mutex<Rests>,
 }
 
 impl Keeper {
     /// A keeper of the mesh in `store`, whose hosts are linked to `hub`, with its keys and the certificate that they are shown.
     #[must_use]
-    pub const fn new(store: Store, hub: Arc<Hub>, roots: Arc<Roots>, identity: Arc<ServerIdentity>) -> Self {
+    pub fn new(store: Store, hub: Arc<Hub>, roots: Arc<Roots>, identity: Arc<ServerIdentity>) -> Self {
         Self {
             store,
             hub,
             roots,
             identity,
+            rests: Mutex::default(),
         }
     }
 
@@ -70,19 +80,24 @@ impl Keeper {
         }
     }
 
-    /// Looks once, and moves on what is due.
+    /// Looks once, and moves on what is due. What fails stops nothing else.
     ///
     /// # Errors
-    /// [`RotationError`].
+    /// The first [`RotationError`].
     pub async fn pass(&self) -> Result<(), RotationError> {
         if self.store.inventory().read_only.is_some() {
             return Ok(());
         }
-        self.retire_wg_keys().await?;
+        let mut outcome = self.retire_wg_keys().await.map_err(RotationError::from);
         for part in Part::ALL {
-            self.move_on(part).await?;
+            if self.rests.lock().has(part, Instant::now()) {
+                continue;
+            }
+            let moved = self.move_on(part).await;
+            self.rests.lock().note(part, moved.is_err(), Instant::now());
+            outcome = outcome.and(moved);
         }
-        Ok(())
+        outcome
     }
 
     /// An announced key is used when every host trusts it, or after one lease: who did not hear of it by then is not allowed anything any more,
@@ -148,5 +163,52 @@ impl Keeper {
         // Either way: a clock that was set back must not keep a key alive that nobody needs.
         let settled = now.0.abs_diff(next.since.0) >= SETTLING.as_secs();
         now >= next.since.plus(lease) || (settled && self.hub.is_taken_up(host, next.revision))
+    }
+}
+
+/// The parts that could not be moved on: how long each rests, and until when.
+#[derive(Debug, Default)]
+struct Rests(BTreeMap<Part, (Duration, Instant)>);
+
+impl Rests {
+    /// Whether the part rests.
+    fn has(&self, part: Part, now: Instant) -> bool {
+        self.0.get(&part).is_some_and(|(_, until)| now < *until)
+    }
+
+    /// Notes how an attempt went.
+    fn note(&mut self, part: Part, failed: bool, now: Instant) {
+        if failed {
+            let before = self.0.get(&part).map(|(rest, _)| *rest);
+            let rest = before.map_or(REST, |rest| (rest * 2).min(LONGEST_REST));
+            self.0.insert(part, (rest, now + rest));
+        } else {
+            self.0.remove(&part);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_fails_again_and_again_is_tried_ever_less_often_and_alone() {
+        let (mut rests, mut now) = (Rests::default(), Instant::now());
+        let mut times = 0;
+        let end = now + Duration::from_secs(86_400);
+        while now < end {
+            if !rests.has(Part::SigningKey, now) {
+                times += 1;
+                rests.note(Part::SigningKey, true, now);
+            }
+            assert!(!rests.has(Part::HostIssuer, now));
+            now += PERIOD;
+        }
+        assert!((24..40).contains(&times), "{times} times a day");
+        rests.note(Part::SigningKey, false, now);
+        assert!(!rests.has(Part::SigningKey, now), "what went well does not rest");
+        rests.note(Part::SigningKey, true, now);
+        assert!(!rests.has(Part::SigningKey, now + REST), "and begins anew");
     }
 }

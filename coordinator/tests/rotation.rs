@@ -383,3 +383,31 @@ async fn signing_key_and_issuers_change_with_overlap_and_the_former_ones_are_dea
     );
     mesh.stop().await
 }
+
+/// A folder in the place of the file that the index is written to first: nothing of the trust can be moved on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_trust_folder_that_cannot_be_written_is_tried_ever_less_often_and_goes_on_when_it_can() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let mesh = Coordinator::create(dir.path()).await?;
+    mesh.roots.announce(Part::SigningKey, &Environment::system())?;
+    let blocked = dir.path().join("trust/.rotation.toml.new");
+    std::fs::create_dir(&blocked)?;
+    let attempts = async || {
+        let leaves = mesh.store.audit_page(0, 500).await?.leaves;
+        Outcome::Ok(leaves.iter().filter(|leaf| leaf.action == "trust.switch").count())
+    };
+    // It is due after five seconds; a try each second would be eight more by the end.
+    tokio::time::sleep(Duration::from_secs(13)).await;
+    let tried = attempts().await?;
+    assert!((2..=4).contains(&tried), "{tried} attempts");
+    assert!(matches!(mesh.roots.stage(Part::SigningKey), Stage::Announced(_)));
+    std::fs::remove_dir(&blocked)?;
+    let switched = async {
+        while !matches!(mesh.roots.stage(Part::SigningKey), Stage::Switched(_)) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), switched).await?;
+    assert_eq!(attempts().await?, tried + 1);
+    mesh.stop().await
+}
