@@ -26,7 +26,7 @@ use cloison_proto::view::{LocalInstance, View};
 use crate::attach::base_table::TableName;
 use crate::attach::cgroups::Tree;
 use crate::attach::claim_table::ClaimTable;
-use crate::attach::claims::{Claims, Member, Wanted};
+use crate::attach::claims::{Claims, Kernel, Member, Wanted};
 use crate::attach::container::{Containers, Sandbox};
 use crate::attach::nudge::Nudge;
 use crate::attach::owners;
@@ -35,6 +35,7 @@ use crate::attach::site::{Common, Members, Site};
 use crate::attach::{self, Accepted, AddressConflict, Place, Unenforced, host, netns};
 use crate::manager::{Kept, Manager};
 use crate::netlink::NetlinkError;
+use crate::netlink::monitor::RulesMonitor;
 use crate::netlink::nftables::Nftables;
 use crate::sys::InterfaceName;
 use crate::sys::clock;
@@ -171,10 +172,16 @@ impl Dataplane {
         let kept_for = kept.iter().map(|kept| kept.component.clone()).collect();
         let (at_host, kept): (Vec<_>, Vec<_>) = kept.into_iter().partition(|kept| kept.namespace.id() == host.id());
         at_host.into_iter().for_each(|kept| host.keep(kept.tun, &config.tun));
-        let nftables = host.namespace().run(|| Nftables::open(&config.table.to_string()))??;
-        let trial = Trial::new(host.namespace().run(NetNs::current)??, config.table.clone());
+        let (nftables, rules) = host
+            .namespace()
+            .run(|| (Nftables::open(&config.table.to_string()), RulesMonitor::open()))?;
+        let kernel = Kernel {
+            nftables: nftables?,
+            rules: rules.map_err(StartError::Workers)?,
+            trial: Trial::new(host.namespace().run(NetNs::current)??, config.table.clone()),
+        };
         let sockets = Udp::listen(config.port, config.workers)?;
-        let claims = Claims::new(Tree::find(), Some((nftables, trial)), config.nudge.clone());
+        let claims = Claims::new(Tree::find(), Some(kernel), config.nudge.clone());
         let workers = Workers::start(&engine, sockets, claims.owners().clone()).map_err(StartError::Workers)?;
         Ok(Self {
             containers: Containers::new(&config.accepted, config.nudge.clone()),

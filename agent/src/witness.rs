@@ -173,6 +173,10 @@ impl Witness for HostWitness {
         self.has_claims
     }
 
+    fn is_open(&self, tun: TunId) -> bool {
+        !self.owners.closed || self.tun.is_some_and(|host| host.id != tun)
+    }
+
     fn is_senders(&mut self, tun: TunId, packet: &Parsed) -> bool {
         let owners = self.owners.clone();
         let Some(owner) = owners.of_address(packet.src) else {

@@ -15,6 +15,9 @@ pub trait Witness: Send {
     /// Begins a batch: whether anything is to be asked in it. What changes at the witness before an install is known to each batch behind it.
     fn begin(&mut self) -> bool;
 
+    /// Whether anything passes this TUN at all: what the second check stands behind may be gone for a moment.
+    fn is_open(&self, tun: TunId) -> bool;
+
     /// Whether the socket that sent this packet, which `tun` gave us, is its source's.
     fn is_senders(&mut self, tun: TunId, packet: &Parsed) -> bool;
 

@@ -28,6 +28,7 @@ use super::nudge::Nudge;
 use super::owners::{self, Owners};
 use super::selftest::Trial;
 use crate::netlink::NetlinkError;
+use crate::netlink::monitor::RulesMonitor;
 use crate::netlink::nftables::{Change, Key, Nftables, Operation};
 use crate::netlink::rule::{Route, Sender};
 use crate::sys::cgroup;
@@ -74,19 +75,32 @@ pub struct Settled {
     pub members: BTreeMap<ComponentName, Result<String, ClaimError>>,
 }
 
+/// The kernel, as claims need it in the host's namespace.
+#[derive(Debug)]
+pub struct Kernel {
+    /// For the base table.
+    pub nftables: Nftables,
+    /// Tells when somebody changed nftables.
+    pub rules: RulesMonitor,
+    /// Where it is tried out what holds there.
+    pub trial: Trial,
+}
+
 /// The claims in force.
 #[derive(Debug)]
 pub struct Claims {
     state: Arc<Mutex<State>>,
     owners: owners::Shared,
     thread: Option<Thread>,
+    /// For the thread, until it runs.
+    rules: Option<RulesMonitor>,
 }
 
 #[derive(Debug)]
 struct Thread {
     waker: Arc<Waker>,
     stopping: Arc<AtomicBool>,
-    handle: Option<JoinHandle<()>>,
+    handle: Option<JoinHandle<Option<RulesMonitor>>>,
 }
 
 #[derive(Debug)]
@@ -111,10 +125,11 @@ struct State {
 }
 
 impl Claims {
-    /// No claims yet; `kernel` is a connection for the base table in the host's namespace, and where it is tried out what holds there.
+    /// No claims yet; without a kernel to speak to, nothing is ever bound.
     #[must_use]
-    pub fn new(tree: Option<Tree>, kernel: Option<(Nftables, Trial)>, nudge: Nudge) -> Self {
-        let (nftables, trial) = kernel.unzip();
+    pub fn new(tree: Option<Tree>, kernel: Option<Kernel>, nudge: Nudge) -> Self {
+        let (connections, trial) = kernel.map(|kernel| ((kernel.nftables, kernel.rules), kernel.trial)).unzip();
+        let (nftables, rules) = connections.unzip();
         let owners = owners::Shared::default();
         let state = State {
             tree,
@@ -134,6 +149,7 @@ impl Claims {
             state: Arc::new(Mutex::new(state)),
             owners,
             thread: None,
+            rules,
         }
     }
 
@@ -155,14 +171,14 @@ impl Claims {
     pub fn set(&mut self, wanted: Wanted) -> Settled {
         let mut state = self.state.lock();
         let settled = state.set(wanted);
-        let follows = state.levels > 0;
+        let follows = !state.bound.is_empty();
         drop(state);
         if follows && self.thread.is_none() {
-            self.thread = Thread::start(&self.state)
+            self.thread = Thread::start(&self.state, self.rules.take())
                 .inspect_err(|error| tracing::warn!(%error, "units that start are found after seconds only"))
                 .ok();
-        } else if !follows {
-            self.thread = None;
+        } else if !follows && let Some(thread) = self.thread.take() {
+            self.rules = thread.end();
         }
         if let Some(thread) = &self.thread {
             thread.waker.wake();
@@ -245,7 +261,7 @@ impl State {
             .members
             .extend(self.shown().into_iter().map(|(component, by)| (component, Ok(by))));
         if self.bound.is_empty() {
-            self.store_owners();
+            self.store_owners(false);
             return settled;
         }
         let of_cgroups = self.bound.iter().filter(|(m, _)| m.claim.is_by_cgroup());
@@ -322,7 +338,7 @@ impl State {
         self.look();
         self.mark();
         let filled = self.fill();
-        self.store_owners();
+        self.store_owners(self.filled.is_none());
         if self.shown() != before || self.wanted_levels() > self.levels {
             self.nudge.give();
         }
@@ -390,7 +406,18 @@ impl State {
         elements
     }
 
-    fn store_owners(&self) {
+    /// Lets nothing pass if the base table is gone, and has it loaded again.
+    fn close_without_table(&mut self) {
+        let Some(nftables) = &mut self.nftables else { return };
+        if self.filled.is_some() && !nftables.has_table().unwrap_or(false) {
+            tracing::warn!("the base table was removed by somebody else: nothing passes this host's TUN until it is loaded again");
+            self.filled = None;
+            self.store_owners(true);
+            self.nudge.give();
+        }
+    }
+
+    fn store_owners(&self, closed: bool) {
         let claimed = self.scan.claimed.iter().map(|(cgroup, component)| (cgroup.id, component.clone()));
         let bound = self.bound.iter().map(|(m, _)| (&m.component, m.addresses));
         let rest = self.rest.iter().map(|(component, addresses)| (component, *addresses));
@@ -406,6 +433,7 @@ impl State {
                 .filter_map(|(m, user)| Some(((*user)?, m.component.clone())))
                 .collect(),
             host: self.rest.as_ref().map(|(component, _)| component.clone()),
+            closed,
         };
         self.owners.store(Arc::new(owners));
     }
@@ -434,20 +462,26 @@ impl State {
 }
 
 impl Thread {
-    fn start(state: &Arc<Mutex<State>>) -> io::Result<Self> {
+    fn start(state: &Arc<Mutex<State>>, mut rules: Option<RulesMonitor>) -> io::Result<Self> {
         let (waker, stopping) = (Arc::new(Waker::new()?), Arc::new(AtomicBool::new(false)));
         let watch = Watch::new()?;
         let (poller, state) = (Poller::new()?, Arc::downgrade(state));
         poller.add(&waker, 0)?;
         poller.add(&watch.inotify, 1)?;
+        if let Some(rules) = &rules {
+            poller.add(rules, 2)?;
+        }
         let (woken, stop) = (waker.clone(), stopping.clone());
         let run = move || {
             let (mut watch, mut ready) = (watch, Vec::new());
             while poller.wait(&mut ready, LOOK_EVERY).is_ok() && !stop.load(Ordering::Acquire) {
                 woken.clear();
                 watch.clear();
-                let Some(state) = state.upgrade() else { return };
+                let Some(state) = state.upgrade() else { break };
                 let mut state = state.lock();
+                if rules.as_mut().is_some_and(RulesMonitor::look) {
+                    state.close_without_table();
+                }
                 if let Err(error) = state.follow() {
                     tracing::warn!(
                         error = crate::dataplane::with_causes(&error),
@@ -462,6 +496,7 @@ impl Thread {
                     let _ = state.follow();
                 }
             }
+            rules
         };
         let handle = std::thread::Builder::new().name("cgroups".into()).spawn(run)?;
         Ok(Self {
@@ -472,13 +507,26 @@ impl Thread {
     }
 }
 
-impl Drop for Thread {
-    fn drop(&mut self) {
+impl Thread {
+    /// Ends it, and gives back what it listened to.
+    fn end(mut self) -> Option<RulesMonitor> {
+        self.join()
+    }
+
+    fn join(&mut self) -> Option<RulesMonitor> {
         self.stopping.store(true, Ordering::Release);
         self.waker.wake();
-        if let Some(Err(_)) = self.handle.take().map(JoinHandle::join) {
+        let ended = self.handle.take()?.join();
+        ended.unwrap_or_else(|_| {
             tracing::error!("the thread that follows cgroups panicked");
-        }
+            None
+        })
+    }
+}
+
+impl Drop for Thread {
+    fn drop(&mut self) {
+        let _rules = self.join();
     }
 }
 

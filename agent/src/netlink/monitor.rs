@@ -2,6 +2,7 @@
 //! it looks for itself. Messages that are lost count as a change.
 
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use netlink_sys::{Socket, SocketAddr};
@@ -60,6 +61,35 @@ impl Monitor {
             addresses: has_news(&self.route),
             rules: self.nftables.as_ref().is_some_and(has_news),
         }
+    }
+}
+
+/// Tells of changes to nftables alone, to whoever waits for its descriptor.
+#[derive(Debug)]
+pub struct RulesMonitor(Socket);
+
+impl RulesMonitor {
+    /// Begins to listen in the namespace of the calling thread.
+    ///
+    /// # Errors
+    /// The kernel's; none where nftables is there.
+    pub fn open() -> io::Result<Self> {
+        listen(NETLINK_NETFILTER, |socket| {
+            socket.bind_auto()?;
+            socket.add_membership(NFTABLES_GROUP)
+        })
+        .map(Self)
+    }
+
+    /// Whether something changed since the last call. Never waits.
+    pub fn look(&mut self) -> bool {
+        has_news(&self.0)
+    }
+}
+
+impl AsFd for RulesMonitor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

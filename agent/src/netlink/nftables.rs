@@ -17,6 +17,7 @@ mod number {
     pub(super) const BATCH_BEGIN: u16 = 0x10;
     pub(super) const BATCH_END: u16 = 0x11;
     pub(super) const NFTABLES: u16 = 10;
+    pub(super) const GET_TABLE: u16 = NFTABLES << 8 | 1;
     pub(super) const NEW_ELEMENT: u16 = NFTABLES << 8 | 12;
     pub(super) const DELETE_ELEMENT: u16 = NFTABLES << 8 | 14;
     pub(super) const INET: u8 = 1;
@@ -112,6 +113,44 @@ impl Nftables {
         }
         self.exchange(changes)
             .map_err(|e| NetlinkError::new("change the base table's sets", e))
+    }
+
+    /// Whether the table is there.
+    ///
+    /// # Errors
+    /// [`NetlinkError`].
+    pub fn has_table(&mut self) -> Result<bool, NetlinkError> {
+        let mut question = Vec::new();
+        let table = self.table.clone();
+        self.message(
+            &mut question,
+            number::GET_TABLE,
+            flag::REQUEST | flag::ACK,
+            (number::INET, 0),
+            |body| {
+                text(body, number::TABLE, &table);
+            },
+        );
+        match self.ask(&question) {
+            Ok(()) => Ok(true),
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            Err(e) => Err(NetlinkError::new("look for the base table", e)),
+        }
+    }
+
+    /// Sends one message and waits for what the kernel says of it.
+    fn ask(&self, question: &[u8]) -> io::Result<()> {
+        self.socket.send(question, 0)?;
+        loop {
+            let told = answers(&self.receive()?)
+                .into_iter()
+                .find(|(sequence, _)| *sequence == self.sequence);
+            match told {
+                Some((_, 0)) => return Ok(()),
+                Some((_, error)) => return Err(io::Error::from_raw_os_error(error)),
+                None => {}
+            }
+        }
     }
 
     fn exchange(&mut self, changes: &[Change]) -> io::Result<()> {

@@ -7,6 +7,7 @@ use cloison_agent::attach::cgroups::Tree;
 use cloison_agent::attach::selftest::{Trial, TrialError};
 use cloison_agent::dataplane::Enforcement;
 use cloison_agent::sys::netns::NetNs;
+use cloison_proto::verdict::DropReason;
 
 use crate::mesh::{Component, Host, Mesh, apply, two_hosts};
 use crate::person::Group;
@@ -180,9 +181,21 @@ fn a_foreign_flush_of_the_ruleset_is_mended_with_everything_that_was_bound() -> 
     let postgres = mesh.address("postgres")?.v4.into();
     let mut server = two.person(0)?;
     server.listens(at(postgres, 5432))?;
-    inside(&one.ns, || run("nft", "flush ruleset"))?;
-    one.dataplane.check();
+    server.answers_datagrams(at(postgres, 5432))?;
     let (mut n8n, mut rogue) = (one.person_in(0, &group)?, one.person(2003)?);
+    inside(&one.ns, || run("nft", "flush ruleset"))?;
+    // Until somebody looks, nothing passes: neither whose address it is nor anybody else.
+    wait_until(|| one.dataplane.owners().load().closed)?;
+    let _ = n8n
+        .asks(at(postgres, 5432), None)?
+        .err()
+        .ok_or("it passed without the base table")?;
+    let _ = rogue
+        .asks(at(postgres, 5432), Some(mesh.address("n8n")?.v4.into()))?
+        .err()
+        .ok_or("it passed without the base table")?;
+    assert!(one.engine.stats().outbound.dropped(DropReason::Unenforced) > 0);
+    one.dataplane.check();
     let n8n_at = mesh.address("n8n")?.v4.into();
     assert_eq!(n8n.connects(at(postgres, 5432), None)?, Ok(n8n_at));
     let _ = rogue
@@ -215,6 +228,16 @@ fn without_claims_the_host_is_left_as_it_was_found() -> Outcome {
         "no table of a component is left"
     );
     Ok(())
+}
+
+fn wait_until(done: impl Fn() -> bool) -> Outcome {
+    for _ in 0..500 {
+        if done() {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Err("it did not come about".into())
 }
 
 /// How long what must not arrive is waited for.

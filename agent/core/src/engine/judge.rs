@@ -55,6 +55,9 @@ impl<P: PathPolicy, K: LocalKey> Step<'_, P, K> {
                 remote: path.from,
             },
         };
+        if self.witness.as_ref().is_some_and(|witness| !witness.is_open(tun)) {
+            return Err(DropReason::Unenforced);
+        }
         if self.witness.is_some() && is_asked_about(packet, direction) {
             self.ask(table, tun, &key, ends, packet, direction)?;
         }

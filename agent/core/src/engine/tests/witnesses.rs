@@ -23,6 +23,7 @@ with_both_sessions! {
     only_the_first_segment_is_asked_about
     a_packet_that_waited_is_asked_about_again
     a_witness_with_nothing_to_ask_is_not_asked
+    where_the_witness_lets_nothing_pass_nothing_passes
 }
 
 /// What was asked: which way the packet went, and on which TUN.
@@ -33,6 +34,7 @@ type Asked = Vec<(Direction, TunId)>;
 struct Fake {
     is_on: bool,
     refuses: Option<Direction>,
+    is_closed: bool,
     asked: Asked,
 }
 
@@ -51,6 +53,10 @@ impl Witness for Shared {
         self.0.lock().is_on
     }
 
+    fn is_open(&self, _: TunId) -> bool {
+        !self.0.lock().is_closed
+    }
+
     fn is_senders(&mut self, tun: TunId, _: &Parsed) -> bool {
         self.answer(Direction::Outbound, tun)
     }
@@ -66,6 +72,7 @@ fn lab<K: LocalKey>(host: usize, refuses: Option<Direction>) -> Result<(Lab<K>, 
     let fake = Arc::new(Mutex::new(Fake {
         is_on: true,
         refuses,
+        is_closed: false,
         asked: Asked::new(),
     }));
     let worker: Worker<_, K> = lab.hosts[host].engine.worker();
@@ -106,6 +113,28 @@ fn a_stream_to_a_stranger_s_socket_arrives_nowhere_and_is_not_answered<K: LocalK
         lab.check_balance();
         fake.lock().refuses = None;
         lab.open_stream(v6)?;
+        lab.check_balance();
+    }
+    Ok(())
+}
+
+fn where_the_witness_lets_nothing_pass_nothing_passes<K: LocalKey>() -> Outcome {
+    for host in [APP, DB] {
+        let (mut lab, fake) = lab::<K>(host, None)?;
+        lab.send("n8n", datagram(false, "n8n", "postgres", (4_000, 53))?);
+        lab.carry();
+        assert_eq!(lab.take_delivered(DB).len(), 1);
+        fake.lock().is_closed = true;
+        // Of a flow that is there, too.
+        lab.send("n8n", datagram(false, "n8n", "postgres", (4_000, 53))?);
+        lab.carry();
+        assert!(lab.take_delivered(DB).is_empty());
+        let direction = if host == APP { Direction::Outbound } else { Direction::Inbound };
+        assert_eq!(lab.dropped(host, direction, DropReason::Unenforced), 1);
+        fake.lock().is_closed = false;
+        lab.send("n8n", datagram(false, "n8n", "postgres", (4_000, 53))?);
+        lab.carry();
+        assert_eq!(lab.take_delivered(DB).len(), 1);
         lab.check_balance();
     }
     Ok(())
