@@ -373,9 +373,11 @@ impl Dataplane {
     fn settle_namespace(&mut self, place: &Place, common: &Common, addresses: AddressPair) -> Result<(Arc<Tun>, String), Unenforced> {
         let (mut site, shown) = match self.namespaces.remove(place) {
             Some((site, shown)) if self.is_there(place, site.id()) => (site, shown),
-            Some(_) | None => {
+            held => {
                 let Sandbox { namespace, shown } = self.open(place)?;
-                let mut site = Site::new(namespace);
+                // A container that joined another's namespace comes back to the same one.
+                let held = held.filter(|(site, _)| site.id() == namespace.id());
+                let mut site = held.map_or_else(|| Site::new(namespace), |(site, _)| site);
                 let of_it = |kept: &mut Kept| kept.namespace.id() == site.id();
                 let of_it: Vec<Kept> = self.kept.extract_if(.., of_it).collect();
                 of_it.into_iter().for_each(|kept| site.keep(kept.tun, &self.config.tun));

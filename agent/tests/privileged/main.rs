@@ -3,6 +3,7 @@
 
 mod base_table;
 mod claims;
+mod containers;
 mod dataplane;
 mod mesh;
 mod netlink;

@@ -29,6 +29,8 @@ pub struct Agent {
     log_filter: String,
     environment: Vec<(String, String)>,
     manager: Option<Manager>,
+    /// Its capabilities, if it has not all of root's.
+    capabilities: Option<String>,
 }
 
 impl Agent {
@@ -45,6 +47,7 @@ impl Agent {
             log_filter: "info".to_owned(),
             environment: Vec::new(),
             manager: None,
+            capabilities: None,
         };
         let mut text = String::new();
         writeln!(text, "state_dir = {:?}", agent.state().display().to_string())?;
@@ -121,6 +124,11 @@ impl Agent {
         Ok(self.manager.insert(manager))
     }
 
+    /// Runs it from its next start on with these capabilities alone, as its unit does: `net_admin,sys_admin`.
+    pub fn confine(&mut self, capabilities: &str) {
+        self.capabilities = Some(capabilities.to_owned());
+    }
+
     /// Its service manager.
     ///
     /// # Errors
@@ -169,14 +177,20 @@ impl Agent {
     /// If the program is missing.
     pub fn spawn(&self) -> Result<Process> {
         let program = programs::find("cloison-agent")?;
-        let mut command = if let Some(manager) = &self.manager {
-            let mut command = self.net.command(&programs::find("lab-tool")?.display().to_string());
-            command.arg("with-kept").arg(manager.pass_socket()).arg("--").arg(program);
-            command
-        } else {
-            self.net.command(&program.display().to_string())
-        };
+        let mut line = Vec::new();
+        if let Some(manager) = &self.manager {
+            let (tool, socket) = (programs::find("lab-tool")?, manager.pass_socket());
+            line.extend([tool, "with-kept".into(), socket, "--".into()].map(|part| part.display().to_string()));
+        }
+        if let Some(capabilities) = &self.capabilities {
+            let wanted = format!("-all,+{}", capabilities.replace(',', ",+"));
+            line.extend(["setpriv", "--no-new-privs", "--inh-caps=-all", "--bounding-set", &wanted, "--"].map(str::to_owned));
+        }
+        line.push(program.display().to_string());
+        let (first, rest) = line.split_first().context("an empty line")?;
+        let mut command = self.net.command(first);
         command
+            .args(rest)
             .arg("run")
             .arg("--config")
             .arg(self.config())

@@ -304,7 +304,7 @@ fn processes_in(names: &[String]) -> Vec<Pid> {
 }
 
 /// Whether a process is gone, or waits for its parent to notice.
-fn has_ended(pid: &Pid) -> bool {
+pub(super) fn has_ended(pid: &Pid) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
     stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('Z'))
 }

@@ -49,6 +49,13 @@ pub struct Container {
     net: Netns,
 }
 
+/// The network namespace of a container, for programs that are none of its processes, and go on without its runtime.
+#[derive(Debug, Clone)]
+pub struct Inside {
+    pid: u32,
+    net: Netns,
+}
+
 impl Runtime {
     /// Makes the folders of a runtime on this host, and starts it. Agents that start behind this see its namespaces' files.
     ///
@@ -68,7 +75,8 @@ impl Runtime {
     pub fn prepare(host: &Host, kind: Kind) -> Result<Self> {
         let folder = host.folder().join(match kind {
             Kind::Docker => "docker",
-            Kind::Podman => "podman",
+            // Podman takes no longer paths than 50 bytes.
+            Kind::Podman => "pods",
         });
         let runtime = Self {
             kind,
@@ -202,27 +210,40 @@ impl Runtime {
         }
         all.extend(arguments.iter().chain(&[IMAGE]).chain(line));
         self.cli(&all)?.ok()?;
-        Ok(Container {
+        Ok(self.named(name))
+    }
+
+    /// The container of this name, whether there is one or not.
+    #[must_use]
+    pub fn named(&self, name: &str) -> Container {
+        Container {
             name: name.to_owned(),
             socket: self.socket(),
             net: self.net.clone(),
-        })
+        }
     }
 
-    /// Stops the daemon; its containers go on, if it is Docker.
+    /// Ends the daemon as a power cut would; its containers go on.
     ///
     /// # Errors
-    /// If it had to be killed.
-    pub fn stop(&mut self) -> Result<()> {
-        self.process.take().map_or(Ok(()), |mut p| p.stop().map(drop))
+    /// If the kernel refuses.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process.take().map_or(Ok(()), |mut p| p.kill())?;
+        // Docker's containerd ends with it, and would be taken for one that lives for as long as nobody has noticed.
+        let noted = self.folder.join("run/containerd/containerd.pid");
+        let Ok(pid) = std::fs::read_to_string(&noted) else { return Ok(()) };
+        let pid = pid.trim().parse().ok().and_then(rustix::process::Pid::from_raw);
+        let pid = pid.context("no number of a process")?;
+        wait_for("containerd to end", START_LIMIT, || Ok(cleanup::has_ended(&pid).then_some(())))?;
+        Ok(std::fs::remove_file(noted)?)
     }
 
-    /// Its daemon's process.
+    /// Ends all its containers without asking it.
     ///
     /// # Errors
-    /// If it is not running.
-    pub fn process(&mut self) -> Result<&mut Process> {
-        self.process.as_mut().context("the runtime is not running")
+    /// If they cannot be listed.
+    pub fn end_containers(&self) -> Result<()> {
+        cleanup::end_cgroups(self.net.name())
     }
 
     /// Makes the image: folders, and the links by which the machine's `/usr` is a root.
@@ -250,7 +271,7 @@ impl Runtime {
                 self.cli(&[&["rm", "--force"], all.as_slice()].concat())?;
             }
         }
-        self.stop()?;
+        self.process.take().map_or(Ok(()), |mut p| p.stop().map(drop))?;
         cleanup::end_cgroups(self.net.name())?;
         cleanup::unmount_below(&self.folder)
     }
@@ -278,6 +299,17 @@ impl Container {
     pub fn pid(&self) -> Result<u32> {
         let shown = self.cli(&["inspect", "--format", "{{.State.Pid}}", &self.name])?.ok()?;
         shown.stdout.trim().parse().context("no number of a process")
+    }
+
+    /// Its network namespace, as it is now.
+    ///
+    /// # Errors
+    /// If it does not run.
+    pub fn inside(&self) -> Result<Inside> {
+        Ok(Inside {
+            pid: self.pid()?,
+            net: self.net.clone(),
+        })
     }
 
     /// A command of the runtime's command line, to its end.
@@ -320,6 +352,15 @@ impl Room for Container {
         let mut command = cli(&self.net, &self.socket);
         command.args(["exec", &self.name]).arg(programs::find("lab-tool")?).args(arguments);
         self.net.start(&format!("{}-{name}", self.name), command)
+    }
+}
+
+impl Room for Inside {
+    fn start_tool(&self, name: &str, arguments: &[&str]) -> Result<Process> {
+        let mut command = self.net.command("nsenter");
+        command.arg(format!("--net=/proc/{}/ns/net", self.pid)).arg("--");
+        command.arg(programs::find("lab-tool")?).args(arguments);
+        self.net.start(name, command)
     }
 }
 
