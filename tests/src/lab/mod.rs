@@ -24,6 +24,7 @@ pub mod cleanup;
 pub mod clock;
 pub mod coordinator;
 pub mod disk;
+pub mod dns;
 pub mod host;
 pub mod manager;
 pub mod mesh;
