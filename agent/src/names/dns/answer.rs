@@ -9,10 +9,11 @@ use std::net::IpAddr;
 
 use cloison_proto::net::AddressPair;
 use cloison_proto::version::Timestamp;
-use hickory_proto::op::{Edns, Header, Message, MessageType, OpCode, Query, ResponseCode};
+use hickory_proto::ProtoError;
+use hickory_proto::op::{Edns, Header, HeaderCounts, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::rdata::{A, AAAA, NS, PTR, SOA};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
-use hickory_proto::serialize::binary::{BinDecodable as _, BinDecoder};
+use hickory_proto::serialize::binary::{BinDecodable as _, BinDecoder, BinEncodable as _, BinEncoder};
 
 use tracing::Dispatch;
 use tracing::dispatcher::with_default;
@@ -34,6 +35,9 @@ const LONGEST_UDP: u16 = 4096;
 /// Most addresses in one answer: 1,024 of 28 bytes (RFC 3596) are far from the 65,535 bytes that a message over TCP may have, and far more
 /// than anybody tries. They are the first in the host's order.
 const MOST_RECORDS: usize = 1024;
+
+/// A pointer to the name behind the header's twelve bytes (RFC 1035 section 4.1.4).
+const NAME_IN_QUESTION: u16 = 0xc000 | 12;
 
 /// Most additional records in a question: EDNS and a signature.
 const MOST_ADDITIONAL: u16 = 2;
@@ -79,8 +83,8 @@ pub fn answer(question: &[u8], zone: &Zone, transport: Transport, now: Timestamp
             return reply.to_vec().ok();
         }
     }
-    fill(&mut reply, &asked.query, zone, now);
-    fit(reply, longest)
+    let instances = fill(&mut reply, &asked.query, zone, now);
+    encode(&reply, &instances, longest).ok()
 }
 
 /// What was asked.
@@ -106,8 +110,8 @@ fn read(question: &[u8], header: &Header) -> Result<Asked, ResponseCode> {
     Ok(Asked { query, edns })
 }
 
-/// Gives the answer its records and its code.
-fn fill(reply: &mut Message, query: &Query, zone: &Zone, now: Timestamp) {
+/// Gives the answer its code and its records, but for those of instances, of which there may be many: they are returned.
+fn fill(reply: &mut Message, query: &Query, zone: &Zone, now: Timestamp) -> Vec<IpAddr> {
     let refused = query.query_class != DNSClass::IN || matches!(query.query_type, RecordType::AXFR | RecordType::IXFR);
     let found = if refused {
         Found::Elsewhere
@@ -116,10 +120,11 @@ fn fill(reply: &mut Message, query: &Query, zone: &Zone, now: Timestamp) {
     };
     let Found::Here { head, content } = found else {
         reply.metadata.response_code = ResponseCode::Refused;
-        return;
+        return Vec::new();
     };
     reply.metadata.authoritative = true;
     let wants = |kind| query.query_type == kind || query.query_type == RecordType::ANY;
+    let mut instances = Vec::new();
     let data: Vec<RData> = match &content {
         None => {
             reply.metadata.response_code = ResponseCode::NXDomain;
@@ -128,27 +133,32 @@ fn fill(reply: &mut Message, query: &Query, zone: &Zone, now: Timestamp) {
         Some(Content::Head(pairs)) => {
             let soa = wants(RecordType::SOA).then(|| RData::SOA(soa(&head)));
             let ns = wants(RecordType::NS).then(|| RData::NS(NS(name(ZONE))));
-            soa.into_iter().chain(ns).chain(addresses(pairs, zone, wants)).collect()
+            let addresses = addresses(pairs, zone, wants).map(|address| match address {
+                IpAddr::V4(address) => RData::A(A(address)),
+                IpAddr::V6(address) => RData::AAAA(AAAA(address)),
+            });
+            soa.into_iter().chain(ns).chain(addresses).collect()
         }
-        Some(Content::Instances(pairs)) => addresses(pairs, zone, wants).collect(),
+        Some(Content::Instances(pairs)) => {
+            instances = addresses(pairs, zone, wants).take(MOST_RECORDS).collect();
+            Vec::new()
+        }
         Some(Content::Name(text)) => wants(RecordType::PTR).then(|| RData::PTR(PTR(name(text)))).into_iter().collect(),
         Some(Content::Nothing) => Vec::new(),
     };
     let owner = |data| Record::from_rdata(query.name.clone(), TTL, data);
-    reply.answers = data.into_iter().take(MOST_RECORDS).map(owner).collect();
-    if reply.answers.is_empty() {
+    reply.answers = data.into_iter().map(owner).collect();
+    if reply.answers.is_empty() && instances.is_empty() {
         reply.authorities.push(Record::from_rdata(name(&head), TTL, RData::SOA(soa(&head))));
     }
+    instances
 }
 
-/// The addresses of the wanted families, IPv6 first, as in the hosts file.
-fn addresses(pairs: &[AddressPair], zone: &Zone, wants: impl Fn(RecordType) -> bool) -> impl Iterator<Item = RData> {
+/// The addresses of the wanted families, of each instance IPv6 first, as in the hosts file.
+fn addresses(pairs: &[AddressPair], zone: &Zone, wants: impl Fn(RecordType) -> bool) -> impl Iterator<Item = IpAddr> {
     let (v4, v6) = (wants(RecordType::A), wants(RecordType::AAAA) && zone.has_ipv6());
     let both = pairs.iter().flat_map(|pair| [IpAddr::V6(pair.v6), IpAddr::V4(pair.v4)]);
-    both.filter_map(move |address| match address {
-        IpAddr::V4(address) => v4.then_some(RData::A(A(address))),
-        IpAddr::V6(address) => v6.then_some(RData::AAAA(AAAA(address))),
-    })
+    both.filter(move |address| if address.is_ipv4() { v4 } else { v6 })
 }
 
 /// The head of a zone. Nobody copies it: its times mean nothing but the last, how long it is remembered that there is no such name.
@@ -162,18 +172,54 @@ fn name(text: &str) -> Name {
     Name::from_labels(text.split('.').map(str::as_bytes)).unwrap_or_else(|_| Name::root())
 }
 
-/// The bytes, as many records as fit; what is left out has to be asked for over TCP.
-fn fit(mut reply: Message, longest: u16) -> Option<Vec<u8>> {
-    let longest = usize::from(longest);
-    let bytes = reply.to_vec().ok()?;
-    if bytes.len() <= longest {
-        return Some(bytes);
+/// The bytes. Of the instances, as many as fit; what is left out has to be asked for over TCP.
+///
+/// Their records are written here, with a pointer for a name: the crate writes it out in full from some dozens on. Everything else is shorter
+/// than what everybody can take: a name has at most 255 bytes.
+fn encode(reply: &Message, instances: &[IpAddr], longest: u16) -> Result<Vec<u8>, ProtoError> {
+    let rest = reply.to_vec()?;
+    let mut room = usize::from(longest).saturating_sub(rest.len());
+    let fitting = instances.iter().take_while(|address| {
+        let left = room.checked_sub(if address.is_ipv4() { 16 } else { 28 });
+        room = left.unwrap_or(0);
+        left.is_some()
+    });
+    let fitting: Vec<_> = fitting.collect();
+    if fitting.is_empty() && instances.is_empty() {
+        return Ok(rest);
     }
-    let answers = std::mem::take(&mut reply.answers);
-    reply.metadata.truncation = true;
-    let empty = reply.to_vec().ok()?;
-    // All records are of one length but for ANY, and none is longer than the last of one whole pair.
-    let each = bytes.len().saturating_sub(empty.len()).div_ceil(answers.len().max(1)).max(28);
-    reply.answers = answers.into_iter().take(longest.saturating_sub(empty.len()) / each).collect();
-    reply.to_vec().ok().filter(|bytes| bytes.len() <= longest).or(Some(empty))
+    let mut metadata = reply.metadata;
+    metadata.truncation = fitting.len() < instances.len();
+    let counts = HeaderCounts {
+        queries: 1,
+        answers: u16::try_from(fitting.len()).unwrap_or(0),
+        authorities: 0,
+        additionals: reply.edns.is_some().into(),
+    };
+    let mut bytes = Vec::with_capacity(rest.len() + 28 * fitting.len());
+    let mut encoder = BinEncoder::new(&mut bytes);
+    Header { metadata, counts }.emit(&mut encoder)?;
+    encoder.emit_all(reply.queries.iter())?;
+    fitting.into_iter().try_for_each(|address| write_address(&mut encoder, *address))?;
+    if let Some(edns) = &reply.edns {
+        edns.emit(&mut encoder)?;
+    }
+    Ok(bytes)
 }
+
+/// A record of the name in the question (RFC 1035 sections 3.2.1 and 4.1.4, RFC 3596 section 2.2).
+fn write_address(encoder: &mut BinEncoder<'_>, address: IpAddr) -> Result<(), ProtoError> {
+    let (kind, data) = match address {
+        IpAddr::V4(address) => (RecordType::A, address.octets().to_vec()),
+        IpAddr::V6(address) => (RecordType::AAAA, address.octets().to_vec()),
+    };
+    encoder.emit_u16(NAME_IN_QUESTION)?;
+    kind.emit(encoder)?;
+    DNSClass::IN.emit(encoder)?;
+    encoder.emit_u32(TTL)?;
+    encoder.emit_u16(u16::try_from(data.len()).unwrap_or(0))?;
+    encoder.emit_vec(&data)
+}
+
+#[cfg(test)]
+mod tests;
