@@ -45,6 +45,8 @@ pub struct Config {
     pub endpoints: Vec<SocketAddr>,
     /// The hosts file that gets a block with the names of components.
     pub hosts_file: HostsFile,
+    /// Whether names are answered by DNS, on the mesh's resolver addresses.
+    pub resolver: bool,
     /// How long a WireGuard key is used before it is changed by itself, give or take a tenth; `None`: until somebody asks for another.
     pub key_lifetime: Option<Duration>,
     /// What to log, as `level` or `module=level,...`.
@@ -116,6 +118,8 @@ pub struct FileConfig {
     pub endpoints: Option<Vec<SocketAddr>>,
     /// See [`Config::hosts_file`].
     pub hosts_file: Option<String>,
+    /// See [`Config::resolver`].
+    pub resolver: Option<bool>,
     /// See [`Config::key_lifetime`]: a number and `d`, `h`, `m` or `s`, or `never`.
     pub key_lifetime: Option<String>,
     /// See [`Config::log`].
@@ -221,6 +225,7 @@ impl FileConfig {
             coordinators: over.coordinators.or(self.coordinators),
             endpoints: over.endpoints.or(self.endpoints),
             hosts_file: over.hosts_file.or(self.hosts_file),
+            resolver: over.resolver.or(self.resolver),
             key_lifetime: over.key_lifetime.or(self.key_lifetime),
             log: over.log.or(self.log),
             log_format: over.log_format.or(self.log_format),
@@ -262,6 +267,7 @@ impl FileConfig {
             coordinators: self.coordinators.unwrap_or_default(),
             endpoints: self.endpoints.unwrap_or_default(),
             hosts_file: hosts_file.parse().map_err(value("hosts_file"))?,
+            resolver: self.resolver.unwrap_or(true),
             key_lifetime: lifetime(self.key_lifetime.as_deref().unwrap_or("30d")).map_err(value("key_lifetime"))?,
             log: self.log.unwrap_or_else(|| "info".into()),
             log_format: self.log_format.unwrap_or_default(),

@@ -22,6 +22,7 @@ use cloison_agent_core::worker::Worker;
 use cloison_proto::label::ComponentName;
 use cloison_proto::net::{AddressPair, OverlayRange};
 use cloison_proto::view::{LocalInstance, View};
+use tokio::runtime::Handle;
 
 use crate::attach::base_table::TableName;
 use crate::attach::cgroups::Tree;
@@ -34,6 +35,7 @@ use crate::attach::selftest::Trial;
 use crate::attach::site::{Common, Members, Site};
 use crate::attach::{self, Accepted, AddressConflict, Place, Unenforced, host, netns};
 use crate::manager::{Kept, Manager};
+use crate::names::dns::Resolvers;
 use crate::netlink::NetlinkError;
 use crate::netlink::monitor::RulesMonitor;
 use crate::netlink::nftables::Nftables;
@@ -43,6 +45,8 @@ use crate::sys::netns::{NetNs, NetNsError, NetNsId};
 use crate::sys::tun::{Tun, VNET_HEADER_LEN};
 use crate::udp::{Udp, UdpError};
 use crate::worker::{KernelCounts, Tuns, Workers};
+
+mod naming;
 
 /// The engine that the agent runs.
 pub type MeshEngine = Engine<Mesh, BoringKey>;
@@ -62,6 +66,8 @@ pub struct Config {
     pub mtu: Option<u32>,
     /// Which attachments are accepted.
     pub accepted: Accepted,
+    /// Whether names are answered by DNS in each namespace with a TUN, on the runtime of who starts the data plane.
+    pub resolver: bool,
     /// Given when something changed that [`Dataplane::check`] should look at.
     pub nudge: Nudge,
 }
@@ -135,6 +141,8 @@ pub struct Dataplane {
     claims: Claims,
     /// The load of the host's base table whose sets were filled.
     filled: u64,
+    /// Who answers for names there; declared behind the sites, and emptied before one of them goes.
+    resolvers: Option<Resolvers>,
     tuns: BTreeMap<ComponentName, (TunId, Arc<Tun>)>,
     next_tun: u32,
     in_force: Option<InForce>,
@@ -187,6 +195,7 @@ impl Dataplane {
             containers: Containers::new(&config.accepted, config.nudge.clone()),
             claims,
             filled: 0,
+            resolvers: config.resolver.then(Handle::try_current).and_then(Result::ok).map(Resolvers::new),
             config,
             installer: engine.worker(),
             engine,
@@ -232,6 +241,7 @@ impl Dataplane {
         let settled = self.settle(&new.view);
         let gone = self.take_tuns(settled);
         let installed = self.install(&new, &gone);
+        self.serve_names(&new.view);
         self.forget_namespaces(&new.view);
         self.forget_kept();
         self.in_force = Some(new);
@@ -251,6 +261,7 @@ impl Dataplane {
     pub fn check(&mut self) -> bool {
         let Some(in_force) = self.in_force.clone() else { return false };
         if self.is_healthy() && !self.retry {
+            self.serve_names(&in_force.view);
             return self.show_claims();
         }
         let (report, tuns) = (self.report.clone(), self.tun_ids());
@@ -259,6 +270,7 @@ impl Dataplane {
         if self.tun_ids() != tuns {
             self.install(&in_force, &gone);
         }
+        self.serve_names(&in_force.view);
         self.report != report
     }
 
@@ -323,6 +335,7 @@ impl Dataplane {
             table,
             range,
             mtu: self.config.mtu.unwrap_or(found.tun),
+            resolver: self.resolvers.is_some(),
         })
     }
 
@@ -629,6 +642,7 @@ pub fn prepare(config: &Config, range: OverlayRange) -> Result<(), Unenforced> {
         table,
         range,
         mtu: host::DEFAULT_MTU,
+        resolver: config.resolver,
     })
 }
 

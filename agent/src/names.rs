@@ -8,6 +8,7 @@
 //! another form, or a name outside of [`ZONE`]. Resolver files are never touched.
 
 pub mod block;
+pub mod dns;
 pub mod hosts_file;
 pub mod keeper;
 pub mod memory;
@@ -60,14 +61,22 @@ pub struct Lines {
 /// can listen on its own name.
 #[must_use]
 pub fn entries(view: &View, report: &Report, now: MeshTime) -> Vec<Entry> {
-    let attached = |component| report.get(component).is_some_and(Enforcement::is_attached);
-    let local = view.instances.values().filter(|i| attached(&i.component));
-    let local = local.map(|i| (view.host.id, &view.host.name, &i.component, i.addresses));
+    let all = view.instances.keys().cloned().collect();
+    entries_for(&all, view, report, now)
+}
+
+/// Of these, what may be told to some of this host's components: their own instances here, and what a rule lets them reach.
+#[must_use]
+pub fn entries_for(whom: &BTreeSet<ComponentName>, view: &View, report: &Report, now: MeshTime) -> Vec<Entry> {
     let opens = view
         .rules
         .iter()
-        .filter(|r| view.instances.contains_key(&r.from) && !r.grants.is_empty() && now < r.expires);
+        .filter(|r| whom.contains(&r.from) && view.instances.contains_key(&r.from) && !r.grants.is_empty() && now < r.expires);
     let reachable: BTreeSet<_> = opens.map(|r| &r.to).collect();
+    let attached = |component| report.get(component).is_some_and(Enforcement::is_attached);
+    let told = |component| whom.contains(component) || reachable.contains(component);
+    let local = view.instances.values().filter(|i| attached(&i.component) && told(&i.component));
+    let local = local.map(|i| (view.host.id, &view.host.name, &i.component, i.addresses));
     let remote = view.remotes.iter().filter(|r| reachable.contains(&r.component));
     let remote = remote.filter_map(|r| view.peers.get(&r.host).map(|peer| (r.host, &peer.name, &r.component, r.addresses)));
     let mut all: Vec<_> = local.chain(remote).collect();

@@ -463,6 +463,7 @@ pub fn plane_config(config: &Config, nudge: Nudge) -> dataplane::Config {
         workers: config.workers,
         mtu: config.mtu,
         accepted: config.accepted.clone(),
+        resolver: config.resolver,
         nudge,
     }
 }

@@ -264,6 +264,9 @@ impl OverlayRange {
     /// How many addresses at the start of both ranges are never an instance's.
     pub const RESERVED: u32 = 256;
 
+    /// The number of the resolver's addresses, in IPv4 and IPv6 as people write it: `10.77.0.53`, `fd12:3456:789a::53`.
+    const RESOLVER: (u32, u128) = (53, 0x53);
+
     /// The ranges `v4/v4_len` and `v6/48`; host bits must be zero.
     ///
     /// # Errors
@@ -327,6 +330,17 @@ impl OverlayRange {
             v6: Ipv6Addr::from(u128::from(self.v6) | u128::from(offset)),
         })
     }
+
+    /// The reserved addresses at which each agent answers for names, inside its host alone: number 53 of the IPv4 range, `::53` of the IPv6
+    /// range. Never an instance's.
+    #[must_use]
+    pub fn resolver(self) -> AddressPair {
+        let (v4, v6) = Self::RESOLVER;
+        AddressPair {
+            v4: Ipv4Addr::from(u32::from(self.v4) | v4),
+            v6: Ipv6Addr::from(u128::from(self.v6) | v6),
+        }
+    }
 }
 
 impl fmt::Display for OverlayRange {
@@ -386,6 +400,15 @@ mod tests {
         assert_eq!(range.capacity(), 65_536 - 256 - 1);
         assert_eq!(range.nth(range.capacity() - 1).map(|p| p.v4), Some([10, 77, 255, 254].into()));
         assert_eq!(range.nth(0).map(|p| p.v4), Some([10, 77, 1, 0].into()));
+        Ok(())
+    }
+
+    #[test]
+    fn the_resolver_has_reserved_addresses_that_read_as_53() -> Result<(), NetError> {
+        let resolver = range()?.resolver();
+        assert_eq!(resolver.both().map(|a| a.to_string()), ["10.77.0.53", "fd12:3456:789a::53"]);
+        let first = range()?.nth(0).map(|pair| (u32::from(pair.v4), u128::from(pair.v6)));
+        assert!(first.is_some_and(|(v4, v6)| u32::from(resolver.v4) < v4 && u128::from(resolver.v6) < v6));
         Ok(())
     }
 

@@ -145,6 +145,12 @@ pub struct Status {
     /// Names of components in the hosts file.
     #[serde(default)]
     pub names: Names,
+    /// Names of components over DNS.
+    #[serde(default)]
+    pub resolver: Resolver,
+    /// What systemd-resolved was told of the resolver.
+    #[serde(default)]
+    pub resolved: Resolved,
     /// Items of the view that this agent could not use.
     pub ignored_items: u64,
     /// What people should look at.
@@ -214,6 +220,53 @@ pub enum Names {
         /// What to do.
         hint: String,
     },
+}
+
+/// Names of components over DNS.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum Resolver {
+    /// The agent's configuration says that none are to be answered.
+    #[default]
+    Off,
+    /// They are answered where components are attached.
+    On {
+        /// At these addresses, port 53; none before the first view.
+        addresses: Vec<IpAddr>,
+        /// In these namespaces.
+        namespaces: Vec<ResolverAt>,
+    },
+}
+
+/// What systemd-resolved was told of the resolver.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum Resolved {
+    /// The agent's configuration says that it is to be told nothing.
+    #[default]
+    Off,
+    /// Nothing yet: no component is attached to the host's interface, or none is answered for there.
+    Waiting,
+    /// It asks the resolver for the mesh's names.
+    Told,
+    /// It could not be told.
+    Failed {
+        /// Why.
+        why: String,
+    },
+}
+
+/// How names are answered in one namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResolverAt {
+    /// Which namespace, for people.
+    pub at: String,
+    /// The components there, for which names are answered.
+    pub components: Vec<ComponentName>,
+    /// How many instances have a name there.
+    pub instances: usize,
+    /// Why none are answered; `None` if they are.
+    pub why_not: Option<String>,
 }
 
 /// The host's WireGuard key, and how far a change of it is.

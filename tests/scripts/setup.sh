@@ -6,7 +6,7 @@ set -euo pipefail
 wanted=(
   nft:nftables ip:iproute2 tcpdump:tcpdump psql:postgresql-client wg:wireguard-tools wireguard-go:wireguard-go
   nc:netcat-openbsd ping:iputils-ping setpriv:util-linux nsenter:util-linux cc:gcc make:make sqlite3:sqlite3
-  systemd-analyze:systemd systemd-nspawn:systemd-container debootstrap:debootstrap dpkg-deb:dpkg rpm:rpm
+  kdig:knot-dnsutils systemd-analyze:systemd systemd-nspawn:systemd-container debootstrap:debootstrap dpkg-deb:dpkg rpm:rpm
   docker:docker.io dockerd:docker.io podman:podman runc:runc
 )
 

@@ -4,7 +4,7 @@
 //! What it drops, each with a counter: an overlay source or destination arriving on another interface than the TUN or loopback; the same
 //! leaving by another interface; anything forwarded from or to the TUN. Arrival is judged before and after address translation, leaving too,
 //! so that no redirection of somebody else's table leads around it. Where components share the host's namespace, it also says which sockets
-//! are whose ([`super::claim_table`]). A second table, of the family `arp`, keeps the kernel from telling
+//! are whose ([`super::claim_table`]); and everywhere, what the resolver's addresses are for ([`resolver_table`]). A second table, of the family `arp`, keeps the kernel from telling
 //! neighbours which overlay addresses this host has; a kernel without that family has to do without it.
 //!
 //! It is loaded before any overlay address is configured, stays when the agent stops, and goes at `leave`. Each function works in the
@@ -19,6 +19,7 @@ use std::str::FromStr;
 use cloison_proto::net::OverlayRange;
 
 use super::claim_table::ClaimTable;
+use super::resolver_table;
 use crate::sys::InterfaceName;
 
 /// Where distributions put `nft`. The environment is not asked: the agent runs as root.
@@ -150,6 +151,8 @@ table arp {name} {{
         let definitions = claims.as_ref().map(ClaimTable::definitions).unwrap_or_default();
         let speaking = claims.as_ref().map(|claims| claims.output(tun, *range)).unwrap_or_default();
         let hearing = claims.as_ref().map(|claims| claims.input(tun, *range)).unwrap_or_default();
+        let definitions = definitions + &resolver_table::definitions();
+        let (asking, asked) = (resolver_table::jumps("oifname", *range), resolver_table::jumps("iifname", *range));
         let ((v4, v4_len), (v6, v6_len)) = (range.v4(), range.v6());
         format!(
             r#"table inet {name}
@@ -175,7 +178,7 @@ table inet {name} {{
   }}
   chain input {{
     type filter hook input priority 0; policy accept;
-{hearing}    jump arriving
+{asked}{hearing}    jump arriving
   }}
   chain forward {{
     type filter hook forward priority 0; policy accept;
@@ -186,7 +189,7 @@ table inet {name} {{
   }}
   chain output {{
     type filter hook output priority 0; policy accept;
-{speaking}    jump leaving
+{asking}{speaking}    jump leaving
   }}
   chain postrouting {{
     type filter hook postrouting priority 300; policy accept;

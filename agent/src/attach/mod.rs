@@ -15,6 +15,7 @@ pub mod host;
 pub mod netns;
 pub mod nudge;
 pub mod owners;
+mod resolver_table;
 pub mod selftest;
 pub mod site;
 

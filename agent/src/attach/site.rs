@@ -40,6 +40,8 @@ pub struct Common {
     pub range: OverlayRange,
     /// MTU of each TUN in bytes.
     pub mtu: u32,
+    /// Whether each TUN has the resolver's addresses, too.
+    pub resolver: bool,
 }
 
 /// Whose addresses the TUN of a site has.
@@ -339,7 +341,9 @@ fn equip(netlink: &mut Netlink, tun: &Tun, common: &Common, members: &Members) -
         queue_length: QUEUE_LENGTH,
     };
     link::apply(netlink, tun.index(), state)?;
-    let usable = members.all().flat_map(AddressPair::both).filter(|a| a.is_ipv4() || has_ipv6());
+    let resolver = common.resolver.then(|| common.range.resolver());
+    let usable = members.all().chain(resolver).flat_map(AddressPair::both);
+    let usable = usable.filter(|a| a.is_ipv4() || has_ipv6());
     addr::apply(netlink, tun.index(), &usable.collect())?;
     Ok(lay_routes(netlink, common.range, Some(tun.index()), members)?)
 }

@@ -182,6 +182,8 @@ mod tests {
                 refused: None,
             },
             names: Names::Off,
+            resolver: cloison_proto::status::Resolver::Off,
+            resolved: cloison_proto::status::Resolved::Off,
             instances: Vec::new(),
             peers: Vec::new(),
             packets,

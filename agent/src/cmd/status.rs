@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use cloison_proto::status::{Answer, Counters, Enforcement, Link, Names, Request, Status};
+use cloison_proto::status::{Answer, Counters, Enforcement, Link, Names, Request, Resolver, Status};
 
 use super::show::key_line;
 use super::{Done, Failure, asked, bytes, columns, print_json, print_text, span};
@@ -51,6 +51,7 @@ fn text(status: &Status) -> String {
         vec!["agent".into(), format!("{}, up {}", status.software, span(status.uptime_secs))],
     ];
     head.extend(names(&status.names).map(|text| vec!["names".into(), text]));
+    head.extend(resolver(&status.resolver).map(|text| vec!["resolver".into(), text]));
     if let Some(offset) = status.clock_offset_secs.filter(|offset| offset.unsigned_abs() > 1) {
         let direction = if offset < 0 { "behind" } else { "ahead of" };
         head.push(vec![
@@ -105,6 +106,24 @@ fn names(names: &Names) -> Option<String> {
         Names::Kept { file, instances, .. } => Some(format!("{instances} instances in {}", file.display())),
         Names::Failed { file, .. } => Some(format!("not in {}: see the warning", file.display())),
     }
+}
+
+/// At which address names are answered and where; nothing, where they are not to be.
+fn resolver(resolver: &Resolver) -> Option<String> {
+    let Resolver::On { addresses, namespaces } = resolver else {
+        return None;
+    };
+    let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+    let (served, not): (Vec<_>, Vec<_>) = namespaces.iter().partition(|at| at.why_not.is_none());
+    let served: Vec<_> = served.iter().map(|at| format!("{} ({})", at.at, at.instances)).collect();
+    let mut text = match served.is_empty() {
+        true => "nowhere yet".to_owned(),
+        false => format!("{} in {}", addresses.join(" "), served.join(", ")),
+    };
+    if !not.is_empty() {
+        let _ = write!(text, "; not in {} more: see the warning", not.len());
+    }
+    Some(text)
 }
 
 fn instances(status: &Status) -> Vec<Vec<String>> {

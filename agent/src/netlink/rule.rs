@@ -19,6 +19,8 @@ use super::{Netlink, NetlinkError};
 
 /// Where our rules stand: the lowest number is asked first.
 mod priority {
+    /// What anybody asks the resolver stays in the kernel.
+    pub(super) const RESOLVER: u32 = 10;
     /// What a component sends to itself stays in the kernel.
     pub(super) const ITSELF: u32 = 11;
     /// What it sends to anybody else of the mesh: by its own table.
@@ -121,6 +123,7 @@ fn wanted(range: OverlayRange, claimed: &[Route], rest: Option<AddressPair>) -> 
             add(by, whole, None, Some(*sender), *table);
             add(priority::BOUND, whole, Some(address), None, *table);
         }
+        add(priority::RESOLVER, exactly(range.resolver().of_family(whole.0)), None, None, LOCAL);
         if let Some(rest) = rest {
             add(priority::REST_ITSELF, exactly(rest.of_family(whole.0)), None, None, LOCAL);
         }
@@ -327,7 +330,7 @@ mod tests {
         let wanted = wanted(range()?, &routes, range()?.nth(1));
         assert_eq!(
             wanted.len(),
-            2 * (4 + 2 + 2),
+            2 * (4 + 2 + 2 + 1),
             "both families; what is about addresses alone is there once"
         );
         for rule in wanted {

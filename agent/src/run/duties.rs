@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use cloison_proto::lease;
-use cloison_proto::status::{Answer, Lease, Link as ShownLink, Names, Request, Status};
+use cloison_proto::status::{Answer, Lease, Link as ShownLink, Names, Request, Resolved, Resolver, Status};
 use cloison_proto::version::Timestamp;
 
 use super::{Agent, blocking};
@@ -176,11 +176,16 @@ impl Agent {
         }
     }
 
-    /// Says which names the hosts file is to have: those of the view in force, as far as its instances are attached and its rules last.
+    /// Says which names the hosts file is to have and which are answered: those of the view in force, as far as its instances are attached
+    /// and its rules last.
     pub(super) fn name(&mut self) {
         let Some(view) = self.in_force() else { return };
         let now = self.link.mesh_time(clock::now());
-        let entries = names::entries(&view, self.dataplane.lock().report(), now);
+        let lease_ends = self.lease.as_ref().map_or(Timestamp(0), |(_, ends)| *ends);
+        let dataplane = self.dataplane.lock();
+        dataplane.tell_names(&view, now, lease_ends);
+        let entries = names::entries(&view, dataplane.report(), now);
+        drop(dataplane);
         let owner = Owner {
             mesh: self.us.mesh,
             host: self.us.host,
@@ -366,8 +371,10 @@ impl Agent {
             peers: view.as_ref().map_or_else(Vec::new, |v| answer::peers(v, &self.engine)),
             packets: answer::packets(&self.engine, dataplane.counts()),
             names: self.names.state(),
+            resolver: dataplane.resolver_status(),
+            resolved: Resolved::Off,
             ignored_items: view.as_ref().map_or(0, |v| v.ignored as u64),
-            warnings: self.warnings(now, view.is_some(), dataplane.is_blind()),
+            warnings: self.warnings(now, view.is_some(), dataplane.is_blind(), &dataplane.resolver_status()),
             instances,
         }
     }
@@ -386,7 +393,7 @@ impl Agent {
         }
     }
 
-    fn warnings(&self, now: Timestamp, has_view: bool, is_blind: bool) -> Vec<String> {
+    fn warnings(&self, now: Timestamp, has_view: bool, is_blind: bool, resolver: &Resolver) -> Vec<String> {
         let mut warnings = self.problems.clone();
         let left = self.lease_left(now);
         if !has_view {
@@ -420,6 +427,10 @@ impl Agent {
         if is_blind {
             warnings
                 .push("this kernel does not tell whose sockets are (no sock_diag): components that are a user's receive nothing".into());
+        }
+        if let Resolver::On { namespaces, .. } = resolver {
+            let refused = namespaces.iter().filter_map(|at| at.why_not.as_ref().map(|why| (&at.at, why)));
+            warnings.extend(refused.map(|(at, why)| format!("names are not answered by DNS in {at}: {why}")));
         }
         warnings.extend(self.link_warning.clone());
         warnings

@@ -307,6 +307,7 @@ impl Agent {
         if let Some(term) = self.lease_term(clock::now()) {
             self.dataplane.lock().renew(term);
         }
+        self.name();
         self.persist_lease();
     }
 
@@ -320,6 +321,7 @@ impl Agent {
         if let Some(term) = self.lease_term(now) {
             self.dataplane.lock().renew(term);
         }
+        self.name();
         self.persist_lease();
         let Some(view) = self.link.installed_content().cloned() else {
             return;

@@ -82,6 +82,7 @@ pub(crate) fn config() -> Outcome<Config> {
         workers: 1,
         mtu: None,
         accepted: Accepted::default(),
+        resolver: false,
         nudge: Nudge::default(),
     })
 }

@@ -10,6 +10,7 @@ fn common() -> Outcome<Common> {
         table: "cloison_test".parse()?,
         range: range()?,
         mtu: 1420,
+        resolver: false,
     })
 }
 

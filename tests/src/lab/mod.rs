@@ -25,6 +25,7 @@ pub mod clock;
 pub mod coordinator;
 pub mod disk;
 pub mod docker;
+pub mod dns;
 pub mod host;
 pub mod manager;
 pub mod mesh;

@@ -51,6 +51,8 @@ fn running() -> Result<Status, Box<dyn std::error::Error>> {
         peers: Vec::new(),
         packets: Packets::default(),
         names: Names::Off,
+        resolver: cloison_proto::status::Resolver::Off,
+        resolved: cloison_proto::status::Resolved::Off,
         ignored_items: 0,
         warnings: Vec::new(),
     })
