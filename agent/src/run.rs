@@ -28,6 +28,7 @@ use crate::config::Config;
 use crate::control::certificate::{Window, check_host};
 use crate::control::link::Link;
 use crate::dataplane::{self, Dataplane, InForce, MeshEngine, StartError};
+use crate::denials::Denials;
 use crate::first_start::{self, FirstStartError};
 use crate::manager::{Kept, Manager, Wanted, Watchdog};
 use crate::names::keeper::Keeper;
@@ -41,7 +42,6 @@ use crate::state::wg_keys::WgKeys;
 use crate::state::{StateDir, StateError};
 use crate::status::{self, Listener, Question, SocketError};
 use crate::sys::clock;
-use crate::telemetry::Denials;
 
 mod duties;
 mod keys;

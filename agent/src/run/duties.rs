@@ -11,6 +11,7 @@ use crate::answer;
 use crate::cmd::span;
 use crate::control::candidates::{self, Known};
 use crate::control::link::LinkState;
+use crate::denials;
 use crate::enroll::CLOCK_OFF;
 use crate::names;
 use crate::names::block::Owner;
@@ -20,7 +21,6 @@ use crate::state::clock::{PERSIST_EVERY, wall_now};
 use crate::state::incarnation;
 use crate::status::{Question, problem};
 use crate::sys::clock;
-use crate::telemetry;
 
 /// How often the machine is compared with what it should be.
 const CHECK_EVERY: Duration = Duration::from_secs(3);
@@ -63,7 +63,7 @@ impl Schedule {
             watch: now + WATCH_EVERY,
             peers: now + PEERS_CHECK,
             persist: now + PERSIST_EVERY,
-            denials: now + telemetry::EVERY,
+            denials: now + denials::EVERY,
         }
     }
 }
@@ -107,9 +107,21 @@ impl Agent {
         if due(&mut self.duties.persist, now, PERSIST_EVERY) {
             self.persist_lease();
         }
-        if due(&mut self.duties.denials, now, telemetry::EVERY) {
-            self.denials.sample(self.engine.stats(), now);
+        if due(&mut self.duties.denials, now, denials::EVERY) {
+            self.sample_denials(now);
         }
+    }
+
+    /// Sums up what was denied.
+    pub(super) fn sample_denials(&mut self, now: Timestamp) {
+        // The counters first: what is noted meanwhile is not told twice.
+        let counters = self.engine.stats();
+        let dataplane = self.dataplane.lock();
+        let names = denials::Names {
+            table: &self.table,
+            report: dataplane.report(),
+        };
+        self.denials.sample(counters, dataplane.take_denials(), names, now);
     }
 
     /// Compares the machine with what it should be, and repairs it.
@@ -332,18 +344,22 @@ impl Agent {
 
     fn recent_denials(&mut self) -> Answer {
         let now = clock::now();
-        self.denials.sample(self.engine.stats(), now);
+        self.sample_denials(now);
         Answer::Denials {
             denials: self.denials.recent(now),
         }
     }
 
-    fn status(&self) -> Status {
+    fn status(&mut self) -> Status {
         let now = clock::now();
+        self.sample_denials(now);
         let header = self.link.installed_header();
         let dataplane = self.dataplane.lock();
         let view = self.in_force();
-        let instances = view.as_ref().map_or_else(Vec::new, |v| answer::instances(v, dataplane.report()));
+        let mut instances = view.as_ref().map_or_else(Vec::new, |v| answer::instances(v, dataplane.report()));
+        for instance in &mut instances {
+            instance.last_denial = self.denials.last_of(&instance.component, now);
+        }
         Status {
             software: env!("CARGO_PKG_VERSION").into(),
             host: self.us.host,
