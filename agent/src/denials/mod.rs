@@ -87,6 +87,11 @@ impl Denials {
         self.last.get(component).map(|kept| aged(kept, now))
     }
 
+    /// The last of each component, with when it was.
+    pub fn last(&self, now: Timestamp) -> impl Iterator<Item = (&ComponentName, Timestamp, Denial)> {
+        self.last.iter().map(move |(component, kept)| (component, kept.0, aged(kept, now)))
+    }
+
     fn named(&self, kept: &Kept, packets: u64, names: Names<'_>) -> Denial {
         let instance = |address| names.table.lookup(address).and_then(|index| names.table.instance(index));
         let component = instance(kept.local)

@@ -43,6 +43,9 @@ const CLOCK_TOLERANCE_SECS: u64 = 60;
 /// How often the wall clock is watched, and a refused write repeated.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
 
+/// How often the coordinator is told of denials, at most.
+const REPORT_EVERY: Duration = Duration::from_secs(60);
+
 /// When each duty is due.
 #[derive(Debug)]
 pub(super) struct Schedule {
@@ -52,6 +55,7 @@ pub(super) struct Schedule {
     peers: Timestamp,
     persist: Timestamp,
     denials: Timestamp,
+    report: Timestamp,
 }
 
 impl Schedule {
@@ -64,6 +68,7 @@ impl Schedule {
             peers: now + PEERS_CHECK,
             persist: now + PERSIST_EVERY,
             denials: now + denials::EVERY,
+            report: now + REPORT_EVERY,
         }
     }
 }
@@ -109,6 +114,9 @@ impl Agent {
         }
         if due(&mut self.duties.denials, now, denials::EVERY) {
             self.sample_denials(now);
+        }
+        if due(&mut self.duties.report, now, REPORT_EVERY) {
+            self.report_denials(now).await;
         }
     }
 
