@@ -46,6 +46,7 @@ pub fn instances(view: &View, report: &Report) -> Vec<Instance> {
         addresses: instance.addresses.both().to_vec(),
         attachment: instance.attachment.to_string(),
         enforcement: shown(component),
+        last_denial: None,
     };
     view.instances.iter().map(one).collect()
 }

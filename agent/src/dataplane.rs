@@ -8,7 +8,7 @@
 //! namespaces that the service manager keeps open. Nobody reads them meanwhile, and everything that keeps overlay addresses from leaving in
 //! clear stays as well. [`leave`] takes all that away.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::error::Error;
 use std::io;
 use std::sync::Arc;
@@ -34,6 +34,7 @@ use crate::attach::owners;
 use crate::attach::selftest::Trial;
 use crate::attach::site::{Common, Members, Site};
 use crate::attach::{self, Accepted, AddressConflict, Place, Unenforced, host, netns};
+use crate::denials::notebook::Kept as Denied;
 use crate::manager::{Kept, Manager};
 use crate::names::dns::Resolvers;
 use crate::netlink::NetlinkError;
@@ -308,6 +309,12 @@ impl Dataplane {
     #[must_use]
     pub fn is_broken(&self) -> bool {
         self.workers.is_broken()
+    }
+
+    /// What was refused since this was last asked, as far as it was noted, with how many packets it was.
+    #[must_use]
+    pub fn take_denials(&self) -> HashMap<Denied, u64> {
+        self.workers.notebook().take()
     }
 
     /// How many rounds each packet worker has ended.

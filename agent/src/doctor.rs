@@ -4,6 +4,7 @@
 //! [`judge::findings`] makes findings of that, each with its fix, and is a pure function. What could not be looked at is a note, never a
 //! silence.
 
+pub mod exposure;
 pub mod facts;
 pub mod gather;
 pub mod judge;

@@ -12,6 +12,7 @@ pub mod cmd;
 pub mod config;
 pub mod control;
 pub mod dataplane;
+pub mod denials;
 pub mod doctor;
 pub mod enroll;
 pub mod first_start;

@@ -28,6 +28,7 @@ use crate::config::Config;
 use crate::control::certificate::{Window, check_host};
 use crate::control::link::Link;
 use crate::dataplane::{self, Dataplane, InForce, MeshEngine, StartError};
+use crate::denials::Denials;
 use crate::first_start::{self, FirstStartError};
 use crate::manager::{Kept, Manager, Wanted, Watchdog};
 use crate::names::keeper::Keeper;
@@ -41,10 +42,10 @@ use crate::state::wg_keys::WgKeys;
 use crate::state::{StateDir, StateError};
 use crate::status::{self, Listener, Question, SocketError};
 use crate::sys::clock;
-use crate::telemetry::Denials;
 
 mod duties;
 mod keys;
+mod report;
 mod session;
 
 pub use session::Outcome;
@@ -196,6 +197,8 @@ struct Agent {
     incarnation: u64,
     steps: StepWatch,
     denials: Denials,
+    /// What the coordinator was told of them.
+    denials_told: report::Told,
     /// Where peers were last heard, in this run or before it.
     heard: BTreeMap<HostId, SocketAddr>,
     /// The peers with sessions, as they are on disk.
@@ -260,6 +263,7 @@ impl Agent {
             unsaved: false,
             steps: StepWatch::new(moment.wall, moment.boottime),
             denials: Denials::default(),
+            denials_told: report::Told::new(),
             heard: view_cache::load_endpoints(&dir)?,
             live: view_cache::load_live(&dir)?,
             started: moment.boottime,

@@ -24,6 +24,7 @@ use cloison_agent_core::wg::LocalKey;
 use cloison_proto::version::Timestamp;
 
 use crate::attach::owners;
+use crate::denials::notebook::{Notebook, Scribe};
 use crate::sys::clock;
 use crate::sys::poll::{Poller, Ready, Waker};
 use crate::sys::tun::{Tun, VNET_HEADER_LEN};
@@ -78,6 +79,7 @@ struct Shared {
     /// Whether the engine wants to be ticked without waiting for its time.
     tick_soon: AtomicBool,
     sockets: Arc<Sockets>,
+    notebook: Arc<Notebook>,
     underlay_mtu: AtomicUsize,
     stopping: AtomicBool,
     udp_refused: AtomicU64,
@@ -140,6 +142,12 @@ impl Workers {
     #[must_use]
     pub fn host_sockets(&self) -> &Sockets {
         &self.shared.sockets
+    }
+
+    /// What the workers noted of what they refused.
+    #[must_use]
+    pub fn notebook(&self) -> &Notebook {
+        &self.shared.notebook
     }
 
     /// Tells the MTU of the underlay in bytes, by which fragmented datagrams are counted.
@@ -220,6 +228,7 @@ struct Carrier<P: PathPolicy, K: LocalKey> {
     worker: cloison_agent_core::worker::Worker<P, K>,
     udp: Udp,
     sender: Sender,
+    scribe: Scribe,
     tuns: Arc<Tuns>,
     shared: Arc<Shared>,
     now: Timestamp,
@@ -237,6 +246,7 @@ impl<P: PathPolicy, K: LocalKey> Thread<P, K> {
             engine,
             udp,
             sender: Sender::default(),
+            scribe: Scribe::new(shared.notebook.clone(), shared.sockets.clone()),
             tuns: Arc::default(),
             shared,
             now: clock::now(),
@@ -384,6 +394,7 @@ impl<P: PathPolicy, K: LocalKey> Carrier<P, K> {
 
     /// Gives the results to the kernel.
     fn hand_over(&mut self) {
+        self.scribe.note(self.worker.denials(), self.now);
         for (datagram, to) in self.worker.udp() {
             let path = Path {
                 remote: to.remote,

@@ -47,6 +47,9 @@ pub(crate) enum Command {
     /// Hosts: list, show, label, rotate-key, revoke
     #[command(subcommand)]
     Host(HostCommand),
+    /// Components: list, show; where they run, and how they are kept to their own processes
+    #[command(subcommand)]
+    Component(ComponentCommand),
     /// Enrollment tokens: create, list, revoke
     #[command(subcommand)]
     Token(TokenCommand),
@@ -126,6 +129,17 @@ pub(crate) enum HostCommand {
         /// Do not ask
         #[arg(long)]
         yes: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ComponentCommand {
+    /// All components of the policy
+    List,
+    /// One component: its instances, their addresses, how each is enforced, and what was denied last
+    Show {
+        /// Its name
+        component: String,
     },
 }
 

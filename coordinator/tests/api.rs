@@ -18,7 +18,8 @@ use cloison_coordinator::policy::explain::{HostLive, LiveState};
 use cloison_coordinator::store::{CredentialSpec, NewMesh, Redemption, Store, TokenSpec};
 use cloison_coordinator::trust::Roots;
 use cloison_proto::api::{
-    AuditList, Explanation, HostList, MeshStatus, PolicyAnswer, PolicyCheck, Problem, ProblemCode, TokenCreated, TokenList,
+    AuditList, ComponentList, ComponentSummary, EnforcementState, Explanation, HostList, MeshStatus, PolicyAnswer, PolicyCheck, Problem,
+    ProblemCode, TokenCreated, TokenList,
 };
 use cloison_proto::id::{HostId, MeshId};
 use cloison_proto::key::{Secret32, SigningKey, WgPrivateKey};
@@ -104,6 +105,26 @@ impl Answer {
 }
 
 impl Api {
+    /// Has a machine become a host of this name.
+    async fn join(&self, name: &str, machine: u8) -> Result<HostId, Box<dyn Error>> {
+        let spec = TokenSpec {
+            uses: 1,
+            lifetime: Duration::from_secs(3600),
+            name: name.parse()?,
+            labels: LabelSet::new(),
+            source: None,
+        };
+        let token = self.store.create_token(Context::of(Actor::Local), spec).await?;
+        let attempt = Redemption {
+            token: token.id,
+            secret: Secret32::from_bytes(*token.secret.expose()),
+            wg_key: WgPrivateKey::from_bytes([machine; 32]).public(),
+            identity: SigningKey::from_seed(&[machine; 32]).identity(),
+            source: [192, 0, 2, 1].into(),
+        };
+        Ok(self.store.redeem_token(&attempt).await?.host.id)
+    }
+
     async fn new() -> Result<Self, Box<dyn Error>> {
         Self::at(Environment::system()).await
     }
@@ -212,6 +233,11 @@ const MATRIX: &[(&str, &str, &[Scope])] = &[
     ),
     (
         "GET",
+        "components/n8n",
+        &[Scope::Read, Scope::Policy, Scope::Enroll, Scope::Operate, Scope::Owner],
+    ),
+    (
+        "GET",
         "tokens",
         &[Scope::Read, Scope::Policy, Scope::Enroll, Scope::Operate, Scope::Owner],
     ),
@@ -312,6 +338,7 @@ async fn the_matrix_names_every_endpoint_of_the_document() -> Outcome {
             .replace("cred_0000000000000000/rotate", "")
             .replace("cred_0000000000000000", "")
             .replace("192.0.2.9:7443", "")
+            .replace("components/n8n", "components/")
             .replace("hosts/db-1/labels", "hosts/")
             .replace("hosts/db-1/revoke", "hosts/")
             .replace("hosts/db-1/rotate-key", "hosts/");
@@ -490,6 +517,31 @@ async fn explain_and_status_before_anybody_joined_say_so() -> Outcome {
     Ok(())
 }
 
+#[tokio::test]
+async fn a_component_is_shown_by_its_name_with_what_is_known_of_its_instances() -> Outcome {
+    let api = Api::new().await?;
+    let unknown = api.call(Method::GET, "components/n8n", &api.owner, None).await?;
+    assert_eq!(unknown.problem()?.code, ProblemCode::NotFound, "there is no policy yet");
+    api.put_policy(POLICY, (header::IF_NONE_MATCH, "*")).await?;
+    api.join("app-1", 1).await?;
+    let shown: ComponentSummary = api.get("components/n8n").await?;
+    let [instance] = &*shown.instances else {
+        return Err("one instance".into());
+    };
+    assert_eq!(
+        (instance.host.as_str(), instance.enforcement),
+        ("app-1", EnforcementState::Unknown),
+        "nobody said"
+    );
+    let all: ComponentList = api.get("components").await?;
+    assert_eq!(all.components.first(), Some(&shown));
+    for bad in ["n8n-2", "N8N", "%00", "..%2Fhosts"] {
+        let answer = api.call(Method::GET, &format!("components/{bad}"), &api.owner, None).await?;
+        assert_eq!(answer.problem()?.code, ProblemCode::NotFound, "{bad}");
+    }
+    Ok(())
+}
+
 /// `CLOISON_WRITE_OPENAPI=1 cargo test -p cloison-coordinator --test api` writes it anew.
 #[test]
 fn the_committed_openapi_document_is_the_generated_one() -> Outcome {
@@ -515,22 +567,7 @@ async fn hosts_without_contact_are_warned_of_at_half_and_more_of_their_lease() -
         entropy: Arc::new(SystemEntropy),
     };
     let mut api = Api::at(env).await?;
-    let spec = TokenSpec {
-        uses: 1,
-        lifetime: Duration::from_secs(3600),
-        name: "db-1".parse()?,
-        labels: LabelSet::new(),
-        source: None,
-    };
-    let token = api.store.create_token(Context::of(Actor::Local), spec).await?;
-    let attempt = Redemption {
-        token: token.id,
-        secret: Secret32::from_bytes(*token.secret.expose()),
-        wg_key: WgPrivateKey::from_bytes([1; 32]).public(),
-        identity: SigningKey::from_seed(&[1; 32]).identity(),
-        source: [192, 0, 2, 1].into(),
-    };
-    let host = api.store.redeem_token(&attempt).await?.host.id;
+    let host = api.join("db-1", 1).await?;
     api.store.record_seen(host, 1).await?;
     // Of a lease of 24 hours: (hours since the last contact, hosts at 50, 80 and 95 %, what the warning says).
     for (hours, counts, says) in [

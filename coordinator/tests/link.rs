@@ -13,6 +13,7 @@ use agent::{Coordinator, Keys, LOCAL, News, Wire};
 use cloison_coordinator::policy::explain::LiveState as _;
 use cloison_coordinator::store::{NewToken, StoreError, TokenSpec};
 use cloison_proto::control::agent::{Ack, AgentMessage, Endpoints, Hello, Nack, RenewCertificate};
+use cloison_proto::control::agent::{InstanceReport, MAX_DETAIL, MAX_INSTANCES, Report};
 use cloison_proto::control::coordinator::CoordinatorMessage;
 use cloison_proto::control::frame::Frame;
 use cloison_proto::key::{Secret32, SigningKey};
@@ -79,6 +80,56 @@ async fn a_token_becomes_a_host_with_a_view_and_a_revocation_ends_both() -> Outc
     assert_eq!((progress.applied, progress.hosts, progress.linked), (1, 1, 1));
     assert!(db.is_refused(&mesh).await, "a revoked host links no more");
     assert!(mesh.renew(db.host(), &db.keys.identity).await?.is_none(), "and gets no certificate");
+    mesh.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_agent_says_of_its_instances_is_known_and_bounded() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let mesh = Coordinator::create(dir.path()).await?;
+    mesh.apply(POLICY).await?;
+    let mut app = mesh.enroll("app-1", 1).await?;
+    let mut link = app.link(&mesh).await?;
+    link.take_view(&mut app).await?;
+    let one = |n: usize| -> Outcome<InstanceReport> {
+        Ok(InstanceReport {
+            component: format!("c{n}").parse()?,
+            state: "bound".into(),
+            by: "x\n".repeat(MAX_DETAIL),
+            last_denial: None,
+        })
+    };
+    let hub = mesh.publisher.hub();
+    let known = async |count: usize| -> Outcome {
+        let deadline = tokio::time::Instant::now() + SOON;
+        while hub.live(app.host()).instances.len() != count && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(hub.live(app.host()).instances.len(), count);
+        Ok(())
+    };
+    let report = |instances| Report {
+        unenforced: Vec::new(),
+        ignored_items: 0,
+        instances,
+    };
+    // More than are taken; together they still fit a frame.
+    let many: Vec<_> = (0..MAX_INSTANCES + 7).map(one).collect::<Outcome<_>>()?;
+    let short = many.into_iter().enumerate().map(|(n, report)| InstanceReport {
+        by: if n == 0 { report.by } else { "x".into() },
+        ..report
+    });
+    link.say(report(Some(short.collect()))).await?;
+    known(MAX_INSTANCES).await?;
+    let live = hub.live(app.host());
+    let first = live.instances.get(&"c0".parse()?).ok_or("no c0")?;
+    assert_eq!(
+        first.by,
+        "x".repeat(MAX_DETAIL / 2),
+        "cut, and without anything that moves a terminal's cursor"
+    );
+    link.say(report(None)).await?;
+    known(0).await?;
     mesh.stop().await
 }
 

@@ -4,6 +4,7 @@
 //! next change of the WireGuard key.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
@@ -307,6 +308,9 @@ pub struct Instance {
     pub attachment: String,
     /// How it is enforced that only its own processes can be it.
     pub enforcement: Enforcement,
+    /// What was denied to it or by it last.
+    #[serde(default)]
+    pub last_denial: Option<Denial>,
 }
 
 /// How it is enforced that only an instance's own processes can be it.
@@ -467,7 +471,7 @@ pub enum PingOutcome {
     Local,
 }
 
-/// Packets that were denied, summed over a short time.
+/// Packets that were denied, summed over a short time. Who and whom is only known of what was noted packet by packet: of the most frequent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Denial {
     /// Seconds ago.
@@ -478,6 +482,66 @@ pub struct Denial {
     pub reason: DropReason,
     /// How many.
     pub packets: u64,
+    /// The component of this host that it was about.
+    #[serde(default)]
+    pub component: Option<ComponentName>,
+    /// The other end.
+    #[serde(default)]
+    pub remote: Option<IpAddr>,
+    /// The other end's component, if this host's view names it.
+    #[serde(default)]
+    pub remote_component: Option<ComponentName>,
+    /// What a rule would have to grant.
+    #[serde(default)]
+    pub protocol: Option<Protocol>,
+    /// The destination port.
+    #[serde(default)]
+    pub port: Option<u16>,
+    /// The process of this host that it was about, if it is known.
+    #[serde(default)]
+    pub process: Option<Process>,
+}
+
+impl Denial {
+    /// The other end, for people.
+    #[must_use]
+    pub fn remote_shown(&self) -> Option<String> {
+        let name = self.remote_component.as_ref().map(ToString::to_string);
+        name.or_else(|| self.remote.map(|address| address.to_string()))
+    }
+
+    /// What it was on, for people: `tcp/5432`, `icmp`.
+    #[must_use]
+    pub fn on_shown(&self) -> Option<String> {
+        let protocol = self.protocol?;
+        Some(match self.port {
+            Some(port) => format!("{protocol}/{port}"),
+            None => protocol.to_string(),
+        })
+    }
+}
+
+/// Whose a socket of this host is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct Process {
+    /// The number of the user who made it.
+    #[serde(default)]
+    pub user: Option<u32>,
+    /// The cgroup in which it was made, as a path from the tree's root: for a service, it ends in its unit.
+    #[serde(default)]
+    pub cgroup: Option<String>,
+    /// The container or namespace that it is in.
+    #[serde(default)]
+    pub place: Option<String>,
+}
+
+impl fmt::Display for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let user = self.user.map(|user| format!("user {user}"));
+        let cgroup = self.cgroup.as_ref().map(|cgroup| format!("in {cgroup}"));
+        let known: Vec<String> = user.into_iter().chain(cgroup).chain(self.place.clone()).collect();
+        f.write_str(&known.join(" "))
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! `flows`, `denials`: lists from the running agent; and `rotate-key`.
 
-use cloison_proto::status::{Answer, KeyStage, KeyStatus, Request};
+use cloison_proto::status::{Answer, Denial, KeyStage, KeyStatus, Request};
 
 use super::{Done, Failure, asked, columns, print_json, print_text, span};
 use crate::args::Format;
@@ -49,13 +49,14 @@ pub fn denials(config: &Config, format: Format) -> Result<Done, Failure> {
         print_json(&denials)?;
         return Ok(Done::Well);
     }
-    let row = |d: &cloison_proto::status::Denial| {
+    let row = |d: &Denial| {
         let direction = if d.outbound { "outbound" } else { "inbound" };
         vec![
             format!("{} ago", span(d.ago_secs)),
             direction.into(),
             format!("{} packets", d.packets),
             d.reason.to_string(),
+            about(d),
             d.reason.explanation().into(),
         ]
     };
@@ -66,6 +67,18 @@ pub fn denials(config: &Config, format: Format) -> Result<Done, Failure> {
         columns(&rows)
     })?;
     Ok(Done::Well)
+}
+
+/// Who, whom, on what and by which process, as far as it is known.
+pub(super) fn about(denial: &Denial) -> String {
+    let here = denial.component.as_ref().map(ToString::to_string);
+    let (Some(remote), Some(on)) = (denial.remote_shown(), denial.on_shown()) else {
+        return here.unwrap_or_default();
+    };
+    let here = here.unwrap_or_else(|| "?".into());
+    let (from, to) = if denial.outbound { (here, remote) } else { (remote, here) };
+    let process = denial.process.as_ref().map_or_else(String::new, |process| format!(" ({process})"));
+    format!("{from} -> {to} {on}{process}")
 }
 
 /// Has the agent change its WireGuard key, and says how far that is.

@@ -3,8 +3,9 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use cloison_proto::status::{Answer, Counters, Enforcement, Link, Names, Request, Resolver, Status};
+use cloison_proto::status::{Answer, Counters, Denial, Enforcement, Link, Names, Request, Resolver, Status};
 
+use super::show::about;
 use super::show::key_line;
 use super::{Done, Failure, asked, bytes, columns, print_json, print_text, span};
 use crate::args::{Format, StatusArgs};
@@ -67,6 +68,7 @@ fn text(status: &Status) -> String {
     }
     text.push_str(&columns(&head));
     section(&mut text, "components here", instances(status));
+    section(&mut text, "denied last", denied(status));
     section(&mut text, "peers", peers(status));
     section(&mut text, "packets", packets(status));
     for warning in &status.warnings {
@@ -138,6 +140,14 @@ fn instances(status: &Status) -> Vec<Vec<String>> {
         vec![i.component.to_string(), i.attachment.clone(), addresses.join(" "), enforcement]
     };
     status.instances.iter().map(row).collect()
+}
+
+fn denied(status: &Status) -> Vec<Vec<String>> {
+    let row = |d: &Denial| {
+        let ago = format!("{} ago", span(d.ago_secs));
+        vec![about(d), d.reason.to_string(), ago]
+    };
+    status.instances.iter().filter_map(|i| i.last_denial.as_ref()).map(row).collect()
 }
 
 fn peers(status: &Status) -> Vec<Vec<String>> {

@@ -91,6 +91,7 @@ fn report() -> Report {
     Report {
         unenforced: Vec::new(),
         ignored_items: 0,
+        instances: None,
     }
 }
 

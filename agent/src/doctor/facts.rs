@@ -3,6 +3,9 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
+use cloison_proto::label::ComponentName;
+use cloison_proto::net::{PortSpec, Protocol};
+use cloison_proto::policy::Attachment;
 use cloison_proto::status::{PingOutcome, Status};
 
 use super::path_mtu::Passes;
@@ -45,6 +48,62 @@ pub struct Facts {
     pub kernel: Kernel,
     /// The hosts file: whether it is read and written, and how many blocks of other hosts are in it. `None` if there are to be no names.
     pub hosts: Option<(PathBuf, Result<usize, Unusable>)>,
+    /// Ways to the components of this host.
+    pub exposure: Exposure,
+}
+
+/// Ways to the components of this host, at ports that rules open.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Exposure {
+    /// What rules open.
+    pub offered: Vec<Offered>,
+    /// What waits on such ports in the host's own namespace.
+    pub listeners: Vec<Listener>,
+    /// What Docker publishes of such components.
+    pub published: Vec<Published>,
+    /// The name of the TUN.
+    pub interface: String,
+}
+
+/// What rules open at a component of this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Offered {
+    /// The component.
+    pub component: ComponentName,
+    /// How its processes are known.
+    pub attachment: Attachment,
+    /// The number of the user, if it is a user who is known here.
+    pub user: Option<u32>,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// The ports.
+    pub ports: Vec<PortSpec>,
+}
+
+/// A socket that waits for connections or datagrams.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listener {
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// Where.
+    pub at: SocketAddr,
+    /// The number of the user who made it.
+    pub user: u32,
+    /// The path of the cgroup in which it was made, if that could be found.
+    pub cgroup: Option<String>,
+}
+
+/// A port of a container that Docker publishes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Published {
+    /// Whose it is.
+    pub component: ComponentName,
+    /// The container.
+    pub container: String,
+    /// Its port, as Docker writes it.
+    pub port: String,
+    /// Where it is to be had.
+    pub at: SocketAddr,
 }
 
 /// How the base table is.

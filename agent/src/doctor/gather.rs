@@ -11,7 +11,8 @@ use cloison_proto::net::OverlayRange;
 use cloison_proto::status::{Answer, Names, PingOutcome, Request, Status};
 use cloison_proto::trust::{Role, SpiffeId};
 
-use super::facts::{Exposed, Facts, Foreign, Kernel, PeerPath, Table, Unusable};
+use super::exposure;
+use super::facts::{Exposed, Exposure, Facts, Foreign, Kernel, PeerPath, Table, Unusable};
 use super::path_mtu;
 use crate::attach::base_table::{self, BaseTable};
 use crate::attach::host::DEFAULT_MTU;
@@ -89,6 +90,7 @@ pub fn facts(config: &Config) -> Facts {
         foreign: foreign(config, overlay).map_err(|e| e.to_string()),
         kernel: kernel(config),
         hosts: hosts(config, running, known.us.as_ref()),
+        exposure: exposure(config, known.cached.as_ref()),
         handshakes,
         paths,
         coordinators,
@@ -339,6 +341,11 @@ fn kernel(config: &Config) -> Kernel {
         ways_out: underlay().count(),
         no_ipv6: !has_ipv6(),
     }
+}
+
+fn exposure(config: &Config, cached: Option<&Cached>) -> Exposure {
+    let view = cached.and_then(|cached| cached.view.as_ref());
+    view.map_or_else(Exposure::default, |view| exposure::look(config, view.content()))
 }
 
 /// The hosts file: what the running agent says of it, or whether it could be used.

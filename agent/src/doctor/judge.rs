@@ -1,5 +1,7 @@
 //! Findings out of facts. Every finding that asks for something says what to do, as far as possible as a command.
 
+mod exposure;
+
 use std::fmt::Write as _;
 use std::path::Path;
 
@@ -32,6 +34,7 @@ pub fn findings(facts: &Facts) -> Report {
     found.extend(foreign(facts));
     found.extend(kernel(&facts.kernel));
     found.extend(hosts(facts));
+    found.extend(exposure::findings(&facts.exposure));
     Report {
         running: facts.agent.is_ok(),
         findings: found,

@@ -11,6 +11,7 @@ use crate::answer;
 use crate::cmd::span;
 use crate::control::candidates::{self, Known};
 use crate::control::link::LinkState;
+use crate::denials;
 use crate::enroll::CLOCK_OFF;
 use crate::names;
 use crate::names::block::Owner;
@@ -20,7 +21,6 @@ use crate::state::clock::{PERSIST_EVERY, wall_now};
 use crate::state::incarnation;
 use crate::status::{Question, problem};
 use crate::sys::clock;
-use crate::telemetry;
 
 /// How often the machine is compared with what it should be.
 const CHECK_EVERY: Duration = Duration::from_secs(3);
@@ -43,6 +43,9 @@ const CLOCK_TOLERANCE_SECS: u64 = 60;
 /// How often the wall clock is watched, and a refused write repeated.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
 
+/// How often the coordinator is told of denials, at most.
+const REPORT_EVERY: Duration = Duration::from_secs(60);
+
 /// When each duty is due.
 #[derive(Debug)]
 pub(super) struct Schedule {
@@ -52,6 +55,7 @@ pub(super) struct Schedule {
     peers: Timestamp,
     persist: Timestamp,
     denials: Timestamp,
+    report: Timestamp,
 }
 
 impl Schedule {
@@ -63,7 +67,8 @@ impl Schedule {
             watch: now + WATCH_EVERY,
             peers: now + PEERS_CHECK,
             persist: now + PERSIST_EVERY,
-            denials: now + telemetry::EVERY,
+            denials: now + denials::EVERY,
+            report: now + REPORT_EVERY,
         }
     }
 }
@@ -107,9 +112,24 @@ impl Agent {
         if due(&mut self.duties.persist, now, PERSIST_EVERY) {
             self.persist_lease();
         }
-        if due(&mut self.duties.denials, now, telemetry::EVERY) {
-            self.denials.sample(self.engine.stats(), now);
+        if due(&mut self.duties.denials, now, denials::EVERY) {
+            self.sample_denials(now);
         }
+        if due(&mut self.duties.report, now, REPORT_EVERY) {
+            self.report_denials(now).await;
+        }
+    }
+
+    /// Sums up what was denied.
+    pub(super) fn sample_denials(&mut self, now: Timestamp) {
+        // The counters first: what is noted meanwhile is not told twice.
+        let counters = self.engine.stats();
+        let dataplane = self.dataplane.lock();
+        let names = denials::Names {
+            table: &self.table,
+            report: dataplane.report(),
+        };
+        self.denials.sample(counters, dataplane.take_denials(), names, now);
     }
 
     /// Compares the machine with what it should be, and repairs it.
@@ -337,18 +357,22 @@ impl Agent {
 
     fn recent_denials(&mut self) -> Answer {
         let now = clock::now();
-        self.denials.sample(self.engine.stats(), now);
+        self.sample_denials(now);
         Answer::Denials {
             denials: self.denials.recent(now),
         }
     }
 
-    fn status(&self) -> Status {
+    fn status(&mut self) -> Status {
         let now = clock::now();
+        self.sample_denials(now);
         let header = self.link.installed_header();
         let dataplane = self.dataplane.lock();
         let view = self.in_force();
-        let instances = view.as_ref().map_or_else(Vec::new, |v| answer::instances(v, dataplane.report()));
+        let mut instances = view.as_ref().map_or_else(Vec::new, |v| answer::instances(v, dataplane.report()));
+        for instance in &mut instances {
+            instance.last_denial = self.denials.last_of(&instance.component, now);
+        }
         Status {
             software: env!("CARGO_PKG_VERSION").into(),
             host: self.us.host,

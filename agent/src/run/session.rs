@@ -5,7 +5,6 @@ use std::collections::VecDeque;
 use std::future::pending;
 use std::time::Duration;
 
-use cloison_proto::control::agent::Report;
 use cloison_proto::control::frame::Frame;
 use cloison_proto::signed::Signed;
 use cloison_proto::trust::Trust;
@@ -16,7 +15,7 @@ use super::{Agent, blocking, own_window};
 use crate::control::connection::{self, Attempt, ConnectionError, Frames};
 use crate::control::link::{Offer, Output};
 use crate::control::verifier::Anchors;
-use crate::dataplane::{Enforcement, InForce};
+use crate::dataplane::InForce;
 use crate::enroll::{self, EnrollError, Renewed};
 use crate::state::identity::{Membership, store_certificate};
 use crate::state::view_cache::{self, HeldLease};
@@ -356,22 +355,6 @@ impl Agent {
         tracing::info!(not_after = window.not_after, "certificate renewed");
         self.certificate = Some(der);
         self.link.certificate(window);
-    }
-
-    /// How the host does with the view in force.
-    pub(super) fn report(&self) -> Report {
-        let dataplane = self.dataplane.lock();
-        let unenforced = dataplane.report().iter().filter_map(|(component, enforcement)| match enforcement {
-            Enforcement::Unenforced(reason) => Some(cloison_proto::control::agent::Unenforced {
-                component: component.clone(),
-                reason: reason.clone(),
-            }),
-            Enforcement::Isolated(_) | Enforcement::Bound(_) | Enforcement::Shared => None,
-        });
-        Report {
-            unenforced: unenforced.collect(),
-            ignored_items: self.link.installed_content().map_or(0, |view| view.ignored as u64),
-        }
     }
 }
 

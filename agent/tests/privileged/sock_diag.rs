@@ -23,7 +23,7 @@ fn seen(found: Option<Found>) -> Option<(u32, State)> {
 }
 
 /// The id of the cgroup that this test runs in: of version 2, wherever it is mounted.
-fn own_cgroup() -> Outcome<u64> {
+pub(crate) fn own_cgroup() -> Outcome<u64> {
     let lines = std::fs::read_to_string("/proc/self/cgroup")?;
     let path = lines.lines().find_map(|line| line.strip_prefix("0::/")).ok_or("no cgroup")?;
     let mounts = std::fs::read_to_string("/proc/self/mounts")?;

@@ -14,6 +14,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::mesh::{Component, Host, Mesh, config, talk, two_hosts};
 use crate::netns::Named;
+use crate::sock_diag::own_cgroup;
 use crate::{Outcome, as_user, inside};
 
 const APP: u32 = 2002;
@@ -87,6 +88,35 @@ fn a_stream_passes_for_the_owner_s_sockets_and_fails_at_once_for_others() -> Out
         talk(connect(&hosts[0].ns, APP, db)??, &listener)?;
     }
     check_balance(&hosts);
+    Ok(())
+}
+
+#[test]
+fn a_denial_names_the_user_and_the_cgroup_of_the_socket_that_is_to_blame() -> Outcome {
+    let mesh = mesh();
+    let hosts = two_hosts(&mesh)?;
+    let db: IpAddr = mesh.address("db")?.v4.into();
+    claim(&hosts[0], &mesh, "app", APP)?;
+    claim(&hosts[1], &mesh, "db", DB)?;
+    let _listener = as_user(&hosts[1].ns, ROGUE, || Ok(TcpListener::bind((db, 5432))?))?;
+    let cgroup = Some(own_cgroup()?);
+    let named = |host: &Host, port: u16| -> Vec<_> {
+        let noted = host.dataplane.take_denials().into_iter();
+        noted
+            .filter(|(kept, _)| kept.port == port)
+            .map(|(kept, _)| (kept.reason, kept.process))
+            .collect()
+    };
+    assert!(connect(&hosts[0].ns, ROGUE, db)?.is_err());
+    assert_eq!(named(&hosts[0], 5432), [(DropReason::NotOwner, Some((ROGUE, cgroup)))]);
+    assert!(connect(&hosts[0].ns, APP, db)?.is_err());
+    assert_eq!(
+        named(&hosts[1], 5432),
+        [(DropReason::NotOwner, Some((ROGUE, cgroup)))],
+        "the listener, and not the sender"
+    );
+    assert!(as_user(&hosts[0].ns, APP, || Ok(TcpStream::connect((db, 22))?)).is_err());
+    assert_eq!(named(&hosts[0], 22), [(DropReason::NoRule, Some((APP, cgroup)))]);
     Ok(())
 }
 

@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal as _, Write};
 use cloison_proto::api::{HostList, HostSummary, LabelRequest};
 
 use super::Context;
+use super::component::enforced;
 use crate::args::{HostCommand, LabelChange};
 use crate::client::percent_encoded;
 use crate::error::{CliError, Exit};
@@ -125,13 +126,6 @@ fn people_one(out: &mut dyn Write, host: &HostSummary) -> io::Result<()> {
     if let Some(next) = host.next_wg_key {
         writeln!(out, "next key   {next}, once all its peers have it")?;
     }
-    let row = |i: &cloison_proto::api::InstanceSummary| {
-        vec![
-            i.component.to_string(),
-            i.v4.to_string(),
-            i.v6.to_string(),
-            i.unenforced.clone().unwrap_or_else(|| "-".into()),
-        ]
-    };
-    table(out, &["component", "ipv4", "ipv6", "unenforced"], host.instances.iter().map(row))
+    let row = |i: &cloison_proto::api::InstanceSummary| vec![i.component.to_string(), i.v4.to_string(), i.v6.to_string(), enforced(i)];
+    table(out, &["component", "ipv4", "ipv6", "enforced"], host.instances.iter().map(row))
 }

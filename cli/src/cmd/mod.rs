@@ -2,6 +2,7 @@
 
 mod audit;
 mod completions;
+mod component;
 mod coordinator;
 mod credential;
 mod explain;
@@ -40,6 +41,7 @@ pub(crate) async fn run(args: Args) -> Result<Exit, CliError> {
         Command::Login(_) | Command::Completions { .. } => Ok(Exit::Ok),
         Command::Status => status::run(&context).await,
         Command::Host(command) => host::run(&context, command).await,
+        Command::Component(command) => component::run(&context, command).await,
         Command::Token(command) => token::run(&context, command).await,
         Command::Credential(command) => credential::run(&context, command, &path).await,
         Command::Rotate(command) => rotate::run(&context, command).await,

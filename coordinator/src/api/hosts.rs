@@ -6,10 +6,14 @@ use axum::Json;
 use axum::extract::rejection::{JsonRejection, PathRejection};
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use cloison_proto::api::{ComponentList, ComponentSummary, HostList, HostSummary, InstanceSummary, LabelRequest, Problem, ProblemCode};
+use cloison_proto::api::{
+    ComponentList, ComponentSummary, DenialSummary, EnforcementState, HostList, HostSummary, InstanceSummary, LabelRequest, Problem,
+    ProblemCode,
+};
 use cloison_proto::id::HostId;
 use cloison_proto::label::{ComponentName, HostName};
 use cloison_proto::net::AddressPair;
+use cloison_proto::policy::Component;
 use cloison_proto::version::Version;
 
 use super::ApiState;
@@ -97,16 +101,37 @@ pub(super) async fn components(_: Permit<Read>, State(state): State<ApiState>) -
     let inventory = state.store.inventory();
     let policy = super::policy::in_force(&state, &inventory)?;
     let components = policy.components().iter();
-    let components = components.map(|(name, component)| ComponentSummary {
+    Ok(Json(ComponentList {
+        components: components
+            .map(|(name, component)| component_summary(&state, &inventory, name, component))
+            .collect(),
+    }))
+}
+
+/// One component of the policy in force: where it runs, and how each agent said last that it is enforced.
+#[utoipa::path(get, path = "/v1/components/{component}", tag = "hosts", params(("component" = String, Path, description = "Name")),
+    responses((status = 200, body = ComponentSummary), (status = 404, body = Problem)))]
+pub(super) async fn component(
+    _: Permit<Read>,
+    State(state): State<ApiState>,
+    path: Result<Path<String>, PathRejection>,
+) -> Result<Json<ComponentSummary>, ApiError> {
+    let unknown = || ApiError::not_found("component");
+    let name: ComponentName = path?.parse().map_err(|_| unknown())?;
+    let inventory = state.store.inventory();
+    let policy = super::policy::in_force(&state, &inventory)?;
+    let component = policy.components().get(&name).ok_or_else(unknown)?;
+    Ok(Json(component_summary(&state, &inventory, &name, component)))
+}
+
+fn component_summary(state: &ApiState, inventory: &Inventory, name: &ComponentName, component: &Component) -> ComponentSummary {
+    ComponentSummary {
         name: name.clone(),
         attach: component.attach.clone(),
         labels: component.labels.clone(),
         services: component.services.clone(),
-        instances: instances_of(&state, &inventory, name),
-    });
-    Ok(Json(ComponentList {
-        components: components.collect(),
-    }))
+        instances: instances_of(state, inventory, name),
+    }
 }
 
 fn instances_of(state: &ApiState, inventory: &Inventory, name: &ComponentName) -> Vec<InstanceSummary> {
@@ -167,11 +192,90 @@ fn summary(state: &ApiState, inventory: &Arc<Inventory>, record: &HostRecord) ->
 
 fn instance(component: &ComponentName, host: &HostName, pair: AddressPair, live: &HostLive) -> InstanceSummary {
     let unenforced = live.unenforced.get(component).cloned();
+    let said = live.instances.get(component);
+    let enforcement = match &unenforced {
+        Some(_) => EnforcementState::Unenforced,
+        None => said.map_or(EnforcementState::Unknown, |said| EnforcementState::from_code(&said.state)),
+    };
+    let by = said.filter(|said| enforcement != EnforcementState::Unenforced && !said.by.is_empty());
+    let last_denial = said.and_then(|said| said.last_denial.as_ref()).map(|denial| DenialSummary {
+        at: denial.at,
+        outbound: denial.outbound,
+        reason: denial.reason.clone(),
+    });
     InstanceSummary {
         component: component.clone(),
         host: host.clone(),
         v4: pair.v4,
         v6: pair.v6,
         unenforced,
+        enforcement,
+        by: by.map(|said| said.by.clone()),
+        last_denial,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use cloison_proto::control::agent::{InstanceReport, LastDenial};
+    use cloison_proto::version::MeshTime;
+
+    use super::*;
+
+    fn shown(live: &HostLive) -> Result<InstanceSummary, Box<dyn std::error::Error>> {
+        let pair = AddressPair {
+            v4: [10, 77, 1, 0].into(),
+            v6: "fd12:3456:789a::100".parse()?,
+        };
+        Ok(instance(&"n8n".parse()?, &"app-1".parse()?, pair, live))
+    }
+
+    #[test]
+    fn an_instance_is_shown_as_its_agent_said_and_as_unknown_if_it_said_nothing() -> Result<(), Box<dyn std::error::Error>> {
+        let said = |state: &str| -> Result<HostLive, Box<dyn std::error::Error>> {
+            let report = InstanceReport {
+                component: "n8n".parse()?,
+                state: state.into(),
+                by: "unit n8n.service".into(),
+                last_denial: Some(LastDenial {
+                    at: MeshTime(7),
+                    outbound: true,
+                    reason: "no_rule".into(),
+                }),
+            };
+            Ok(HostLive {
+                instances: Arc::new(BTreeMap::from([(report.component.clone(), report)])),
+                ..HostLive::default()
+            })
+        };
+        let bound = shown(&said("bound")?)?;
+        assert_eq!(
+            (bound.enforcement, bound.by.as_deref()),
+            (EnforcementState::Bound, Some("unit n8n.service"))
+        );
+        assert_eq!(
+            bound.last_denial.map(|d| (d.at, d.outbound, d.reason)),
+            Some((MeshTime(7), true, "no_rule".into()))
+        );
+        assert_eq!(
+            shown(&said("tomorrow's")?)?.enforcement,
+            EnforcementState::Unknown,
+            "newer than this coordinator"
+        );
+        assert_eq!(
+            shown(&HostLive::default())?.enforcement,
+            EnforcementState::Unknown,
+            "an older agent"
+        );
+
+        // What cannot be enforced is said by older agents, too, and comes before everything else.
+        let mut unenforced = said("bound")?;
+        unenforced.unenforced.insert("n8n".parse()?, "no such user".into());
+        let unenforced = shown(&unenforced)?;
+        assert_eq!((unenforced.enforcement, unenforced.by), (EnforcementState::Unenforced, None));
+        assert_eq!(unenforced.unenforced.as_deref(), Some("no such user"));
+        Ok(())
     }
 }

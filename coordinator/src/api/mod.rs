@@ -95,6 +95,7 @@ fn routes() -> (Router<ApiState>, utoipa::openapi::OpenApi) {
         .routes(routes!(hosts::revoke))
         .routes(routes!(hosts::rotate_key))
         .routes(routes!(hosts::components))
+        .routes(routes!(hosts::component))
         .routes(routes!(tokens::list, tokens::create))
         .routes(routes!(tokens::revoke))
         .routes(routes!(credentials::list, credentials::create))

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use cloison_proto::control::agent::{Ack, AgentMessage, Endpoint, Hello, MAX_DETAIL, MAX_ENDPOINTS, Nack, Report};
+use cloison_proto::control::agent::{Ack, AgentMessage, Endpoint, Hello, MAX_DETAIL, MAX_ENDPOINTS, MAX_INSTANCES, Nack, Report};
 use cloison_proto::control::coordinator::{
     Certificate, CoordinatorMessage, Goodbye, Hints, LeaseGrant, PeerHint, ViewEnd, ViewItems, ViewStart,
 };
@@ -160,6 +160,14 @@ impl Link {
             Some(AgentMessage::Report(mut report)) => {
                 report.unenforced.truncate(MAX_UNENFORCED);
                 report.unenforced.iter_mut().for_each(|instance| cut(&mut instance.reason));
+                for instance in report.instances.iter_mut().flatten() {
+                    cut(&mut instance.state);
+                    cut(&mut instance.by);
+                    instance.last_denial.iter_mut().for_each(|denial| cut(&mut denial.reason));
+                }
+                if let Some(instances) = &mut report.instances {
+                    instances.truncate(MAX_INSTANCES);
+                }
                 Some(Event::Reported(report))
             }
             Some(AgentMessage::Held(held)) => Some(Event::Held(held.view)),

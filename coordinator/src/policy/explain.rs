@@ -6,7 +6,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
+use std::sync::Arc;
 
+use cloison_proto::control::agent::InstanceReport;
 use cloison_proto::filter::{Table, Verdict};
 use cloison_proto::id::{HostId, RuleId};
 use cloison_proto::label::{ComponentName, HostName, ServiceName};
@@ -163,6 +165,8 @@ pub struct HostLive {
     pub applied: bool,
     /// Components that it cannot enforce, with the reason: their packets do not pass.
     pub unenforced: BTreeMap<ComponentName, String>,
+    /// How its agent said last that its instances are enforced.
+    pub instances: Arc<BTreeMap<ComponentName, InstanceReport>>,
 }
 
 /// Who knows how hosts do: the publisher.
@@ -377,7 +381,7 @@ mod tests {
             HostLive {
                 linked: true,
                 applied: host == HostId([1; 16]),
-                unenforced: BTreeMap::new(),
+                ..HostLive::default()
             }
         }
     }

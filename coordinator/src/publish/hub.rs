@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use cloison_proto::control::agent::{Ack, Endpoint, Hello, Nack, Report};
+use cloison_proto::control::agent::{Ack, Endpoint, Hello, InstanceReport, Nack, Report};
 use cloison_proto::control::coordinator::PeerHint;
 use cloison_proto::id::{HostId, MeshId};
 use cloison_proto::label::ComponentName;
@@ -210,6 +210,8 @@ struct Entry {
     incarnation: u64,
     cloned: bool,
     unenforced: BTreeMap<ComponentName, String>,
+    /// How it said last that its instances are enforced.
+    instances: Arc<BTreeMap<ComponentName, InstanceReport>>,
     /// An operator wants the host to change its WireGuard key, and its link has not been told yet.
     wants_key: bool,
 }
@@ -489,6 +491,8 @@ impl Hub {
     /// The host says anew how it does.
     pub fn reported(&self, host: HostId, slot: &Arc<Slot>, report: Report) {
         self.with_current(host, slot, |entry| {
+            let instances = report.instances.into_iter().flatten();
+            entry.instances = Arc::new(instances.map(|instance| (instance.component.clone(), instance)).collect());
             entry.unenforced = report.unenforced.into_iter().map(|u| (u.component, u.reason)).collect();
         });
     }
@@ -644,6 +648,7 @@ impl LiveState for Hub {
             linked: entry.link.is_some(),
             applied: entry.is_applied(),
             unenforced: entry.unenforced.clone(),
+            instances: entry.instances.clone(),
         })
     }
 }

@@ -82,6 +82,71 @@ pub struct InstanceSummary {
     /// Why the agent cannot enforce it, if it cannot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unenforced: Option<String>,
+    /// How the agent said last that it is enforced.
+    #[serde(default)]
+    pub enforcement: EnforcementState,
+    /// By which namespace, container, unit or user.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+    /// What was denied to it or by it last, if the agent told of anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_denial: Option<DenialSummary>,
+}
+
+/// How it is enforced that only an instance's own processes can be it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum EnforcementState {
+    /// They have a network namespace of their own.
+    Isolated,
+    /// The kernel binds its addresses to them.
+    Bound,
+    /// Any process of the host that no other component claims can be it.
+    Shared,
+    /// Nothing reaches it and it reaches nothing.
+    Unenforced,
+    /// The agent did not say, or said something newer than this.
+    #[default]
+    #[serde(other)]
+    Unknown,
+}
+
+impl EnforcementState {
+    /// The state of this code.
+    #[must_use]
+    pub fn from_code(code: &str) -> Self {
+        match code {
+            "isolated" => Self::Isolated,
+            "bound" => Self::Bound,
+            "shared" => Self::Shared,
+            "unenforced" => Self::Unenforced,
+            _ => Self::Unknown,
+        }
+    }
+
+    /// Its stable code.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Isolated => "isolated",
+            Self::Bound => "bound",
+            Self::Shared => "shared",
+            Self::Unenforced => "unenforced",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// A denial, as an agent told of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DenialSummary {
+    /// Unix second, by the agent's mesh time.
+    #[schema(value_type = u64)]
+    pub at: MeshTime,
+    /// Whether the component was the sender.
+    pub outbound: bool,
+    /// Why: the text of a drop reason.
+    pub reason: String,
 }
 
 /// All components.

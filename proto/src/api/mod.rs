@@ -18,7 +18,7 @@ pub use address::{AddressList, AddressRequest, AddressSummary};
 pub use audit::{AuditEntry, AuditList};
 pub use credential::{CredentialCreated, CredentialList, CredentialRequest, CredentialRotation, CredentialSummary};
 pub use explain::{End, EndState, Explanation, PairExplanation, RuleSummary};
-pub use host::{ComponentList, ComponentSummary, HostList, HostSummary, InstanceSummary, LabelRequest};
+pub use host::{ComponentList, ComponentSummary, DenialSummary, EnforcementState, HostList, HostSummary, InstanceSummary, LabelRequest};
 pub use policy::{Access, AccessChange, PolicyAnswer, PolicyCheck, PolicyRequest};
 pub use problem::{Problem, ProblemCode};
 pub use rotation::{CredentialCheck, CredentialReport, RotationList, RotationRequest, RotationSummary};

@@ -8,7 +8,7 @@ use super::frame::{Frame, FrameError, Message};
 use super::rotate::{KeyOffer, KeyProof};
 use crate::label::ComponentName;
 use crate::signed::Signed;
-use crate::version::Version;
+use crate::version::{MeshTime, Version};
 use crate::view::StateHash;
 
 /// Most endpoint candidates of one host.
@@ -16,6 +16,9 @@ pub const MAX_ENDPOINTS: usize = 8;
 
 /// Longest text that an agent may send as a detail, in bytes; the rest is cut off.
 pub const MAX_DETAIL: usize = 512;
+
+/// Most instances that a report tells of one by one: a host has no more than a few.
+pub const MAX_INSTANCES: usize = 256;
 
 /// An underlay address and port, as text on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -105,6 +108,39 @@ pub struct Unenforced {
     pub reason: String,
 }
 
+/// How an instance of this host is enforced, for people.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct InstanceReport {
+    /// The component.
+    #[n(0)]
+    pub component: ComponentName,
+    /// Stable code: `isolated`, `bound`, `shared`, `unenforced`; others may come.
+    #[n(1)]
+    pub state: String,
+    /// By which namespace, container, unit or user, or why not.
+    #[n(2)]
+    pub by: String,
+    /// What was denied to it or by it last, if anything was.
+    #[n(3)]
+    pub last_denial: Option<LastDenial>,
+}
+
+/// What was denied to a component or by it last. It says nothing about the other end.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct LastDenial {
+    /// When, by the agent's mesh time.
+    #[n(0)]
+    pub at: MeshTime,
+    /// Whether the component was the sender.
+    #[n(1)]
+    pub outbound: bool,
+    /// Stable text of the reason ([`crate::verdict::DropReason::as_str`]).
+    #[n(2)]
+    pub reason: String,
+}
+
 /// How the agent does: replaces what was said before.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
@@ -115,6 +151,9 @@ pub struct Report {
     /// Items of the view that it could not use.
     #[n(1)]
     pub ignored_items: u64,
+    /// How each instance is enforced, [`MAX_INSTANCES`] at most; `None` from agents that do not tell.
+    #[n(2)]
+    pub instances: Option<Vec<InstanceReport>>,
 }
 
 /// The view that this host has in force, as the coordinator signed it. To a coordinator that was restored from a backup it proves what that

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::attachment::Attachment;
+use super::attachment::{Attachment, User, UserName};
 use super::diagnostic::{Code, Findings, Placed, Position, Span, did_you_mean, nearest, short};
 use super::index::{Index, Member};
 use super::model::{Component, On, Policy, Rule, Services, Target, What};
@@ -84,10 +84,10 @@ fn member<'d>(draft: &'d component::Draft, nothing: &'d BTreeMap<LabelKey, Label
     }
 }
 
-/// No two components may have the same attachment on the same host: nobody could tell their processes apart. Hosts that are meant by
-/// label are known to the coordinator alone.
+/// No two components may claim the same processes of the same host: nobody could tell them apart. Hosts that are meant by label are known to
+/// the coordinator alone.
 fn attachments(components: &[component::Draft], findings: &mut Findings<'_>) {
-    let mut claimed: BTreeMap<(&HostName, &Attachment), &Placed<ComponentName>> = BTreeMap::new();
+    let mut claimed: BTreeMap<(&HostName, Attachment), (&Placed<ComponentName>, &Attachment)> = BTreeMap::new();
     for component in components {
         let (
             Some(Placed {
@@ -99,18 +99,67 @@ fn attachments(components: &[component::Draft], findings: &mut Findings<'_>) {
             continue;
         };
         for host in hosts {
-            let Some(first) = claimed.insert((host, &attach.value), &component.name) else {
+            let Some((first, held)) = claimed.insert((host, claim(&attach.value)), (&component.name, &attach.value)) else {
                 continue;
             };
             let message = format!(
-                "`{}` has the attachment `{}` on host `{host}` already, so its processes could not be told from those of `{}`",
-                first.value, attach.value, component.name.value
+                "`{}` has the attachment `{held}` on host `{host}` already, so its processes could not be told from those of `{}`",
+                first.value, component.name.value
             );
             let line = first.at.position.line;
             findings
                 .error(Code::AttachmentConflict, attach.at, message)
                 .hint(format!("the other component is on line {line}"));
             break;
+        }
+    }
+    overlaps(components, &claimed, findings);
+}
+
+/// What an attachment claims, in one form: the cgroup that systemd makes for a unit is that unit.
+fn claim(attachment: &Attachment) -> Attachment {
+    let unit = || {
+        let Attachment::Cgroup(path) = attachment else { return None };
+        let (slices, unit) = path.as_str().rsplit_once('/')?;
+        let below_slices = slices.split('/').skip(1).all(|slice| slice.ends_with(".slice"));
+        if below_slices { unit.parse().ok() } else { None }
+    };
+    unit().map_or_else(|| attachment.clone(), Attachment::Unit)
+}
+
+/// A service that bears the name of a user who is another component: which processes are whose is certain, and hardly what is meant.
+fn overlaps(
+    components: &[component::Draft],
+    claimed: &BTreeMap<(&HostName, Attachment), (&Placed<ComponentName>, &Attachment)>,
+    findings: &mut Findings<'_>,
+) {
+    for component in components {
+        let (
+            Some(Placed {
+                value: On::Hosts(hosts), ..
+            }),
+            Some(attach),
+        ) = (&component.on, &component.attach)
+        else {
+            continue;
+        };
+        let Attachment::Unit(unit) = claim(&attach.value) else { continue };
+        let stem = unit.as_str().split(['.', '@']).next().unwrap_or_default();
+        let Ok(user) = stem.parse::<UserName>() else {
+            continue;
+        };
+        let user = Attachment::User(User::Name(user));
+        let other = hosts.iter().find_map(|host| Some((host, claimed.get(&(host, user.clone()))?)));
+        if let Some((host, (first, held))) = other {
+            let message = format!(
+                "`{}` has the attachment `{held}` on host `{host}`: if `{unit}` runs as that user, its processes are `{}`, and all others of \
+                 the user are `{}`",
+                first.value, component.name.value, first.value
+            );
+            findings.warning(Code::AttachmentOverlap, attach.at, message).hint(format!(
+                "the other component is on line {}; one of the two is enough for one program",
+                first.at.position.line
+            ));
         }
     }
 }

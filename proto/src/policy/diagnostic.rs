@@ -99,6 +99,8 @@ codes! {
     UnknownService = "unknown_service";
     /// Two components claim the same processes of the same host.
     AttachmentConflict = "attachment_conflict";
+    /// A service bears the name of a user who is another component of the same host: a warning.
+    AttachmentOverlap = "attachment_overlap";
     /// The same arrow stands twice.
     DuplicateRule = "duplicate_rule";
     /// Two rules have the same id.

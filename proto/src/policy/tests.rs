@@ -222,6 +222,52 @@ fn expired_rules_are_warnings_and_the_policy_stands() -> Result<(), String> {
 }
 
 #[test]
+fn a_unit_by_its_cgroup_s_path_is_that_unit() {
+    let on = |host: &str, path: &str| {
+        let text = format!(
+            "version: 1\ncomponents:\n  a: {{on: h, attach: {{unit: n8n.service}}}}\n  b: {{on: {host}, attach: {{cgroup: {path}}}}}\n"
+        );
+        parse(&text).map_err(|e| codes(&e))
+    };
+    for path in [
+        "/system.slice/n8n.service",
+        "/apps.slice/apps-web.slice/n8n.service",
+        "/n8n.service",
+    ] {
+        assert!(
+            on("h", path).is_err_and(|codes| codes.len() == 1 && codes.iter().all(|c| c.ends_with("attachment_conflict"))),
+            "{path}"
+        );
+        assert!(on("other", path).is_ok(), "{path}");
+    }
+    // Below a unit, and in a place where systemd makes no units, it is something else.
+    for path in [
+        "/system.slice/n8n.service/inner",
+        "/lab/n8n.service",
+        "/system.slice/n8n",
+        "/system.slice",
+    ] {
+        assert!(on("h", path).is_ok(), "{path}");
+    }
+}
+
+#[test]
+fn a_service_with_the_name_of_a_claimed_user_is_a_warning() -> Result<(), String> {
+    let warnings = |first: &str, second: &str| -> Result<Vec<String>, String> {
+        let text = format!("version: 1\ncomponents:\n  a: {{on: [g, h], attach: {first}}}\n  b: {{on: h, attach: {second}}}\n");
+        Ok(codes(&check(&text, MeshTime(0)).map_err(|e| format!("{e:?}"))?.warnings))
+    };
+    let (user, unit) = ("{user: redis}", "{unit: redis.service}");
+    assert_eq!(warnings(user, unit)?, ["4:21 attachment_overlap"]);
+    assert_eq!(warnings(unit, user)?, ["3:26 attachment_overlap"], "in either order");
+    assert_eq!(warnings(user, "{unit: redis@6379.service}")?.len(), 1);
+    assert_eq!(warnings(user, "{cgroup: /system.slice/redis.service}")?.len(), 1);
+    assert!(warnings(user, "{unit: redis-exporter.service}")?.is_empty());
+    assert!(warnings("{user: 70}", unit)?.is_empty(), "a number names nobody");
+    Ok(())
+}
+
+#[test]
 fn many_warnings_lose_no_rule() -> Result<(), String> {
     let rules: Vec<_> = (1..=500)
         .map(|p| format!("- {{from: a, to: a:tcp/{p}, expires: 2020-01-01T00:00:00Z}}\n"))
@@ -270,7 +316,7 @@ fn sizes_have_limits_that_are_named() {
 
 #[test]
 fn every_mistake_has_its_code_its_place_and_its_hint() {
-    let mut seen: std::collections::BTreeSet<&str> = ["too_large", "too_deep", "too_many_errors", "expired"].into();
+    let mut seen: std::collections::BTreeSet<&str> = ["too_large", "too_deep", "too_many_errors", "expired", "attachment_overlap"].into();
     for (frame, cases) in [(DOCUMENT, DOCUMENTS), (COMPONENT, COMPONENTS), (RULE, RULES), (MAP_RULE, MAP_RULES)] {
         for (mistake, want) in cases {
             let text = frame.replace("{}", mistake);

@@ -1,7 +1,9 @@
 //! Frames: every kind of message, and streams that are cut, lie about lengths or nest without end.
 
 use anyhow::Result;
-use cloison_proto::control::agent::{Ack, AgentMessage, Endpoint, Endpoints, Hello, Nack, RenewCertificate, Report, Unenforced};
+use cloison_proto::control::agent::{
+    Ack, AgentMessage, Endpoint, Endpoints, Hello, InstanceReport, LastDenial, Nack, RenewCertificate, Report, Unenforced,
+};
 use cloison_proto::control::coordinator::{
     Certificate, CoordinatorMessage, Goodbye, Hints, LeaseGrant, PeerHint, ViewEnd, ViewItems, ViewStart,
 };
@@ -67,7 +69,17 @@ fn agent_frames() -> Result<Vec<(&'static str, Frame)>> {
         component: "n8n".parse()?,
         reason: "no such user".into(),
     }];
-    let messages: [(&str, AgentMessage); 7] = [
+    let instances = vec![InstanceReport {
+        component: "n8n".parse()?,
+        state: "bound".into(),
+        by: "unit n8n.service".into(),
+        last_denial: Some(LastDenial {
+            at: MeshTime(1_800_000_000),
+            outbound: true,
+            reason: "no_rule".into(),
+        }),
+    }];
+    let messages: [(&str, AgentMessage); 8] = [
         ("hello", hello.into()),
         ("hello-without-a-view", first.into()),
         ("ack", Ack { version, state_hash }.into()),
@@ -86,6 +98,16 @@ fn agent_frames() -> Result<Vec<(&'static str, Frame)>> {
             Report {
                 unenforced,
                 ignored_items: u64::MAX,
+                instances: None,
+            }
+            .into(),
+        ),
+        (
+            "report-with-instances",
+            Report {
+                unenforced: Vec::new(),
+                ignored_items: 0,
+                instances: Some(instances),
             }
             .into(),
         ),

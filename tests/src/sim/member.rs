@@ -228,6 +228,7 @@ impl Member {
             Report {
                 unenforced,
                 ignored_items: 0,
+                instances: None,
             },
         );
         Ok((output, more))

@@ -134,6 +134,19 @@ pub struct NetworkSettings {
     /// The file that stands for its network namespace; empty if the runtime made none.
     #[serde(default)]
     pub sandbox_key: PathBuf,
+    /// What of it the host listens for, by port and protocol.
+    #[serde(default)]
+    pub ports: Option<BTreeMap<String, Option<Vec<Binding>>>>,
+}
+
+/// An address of the host that leads to a container's port.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Binding {
+    /// The address; empty for all.
+    pub host_ip: String,
+    /// The port.
+    pub host_port: String,
 }
 
 /// What a container was made with.

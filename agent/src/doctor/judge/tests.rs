@@ -3,7 +3,7 @@
 use super::*;
 use crate::control::certificate::Window;
 use crate::doctor::Level;
-use crate::doctor::facts::Foreign;
+use crate::doctor::facts::{Exposure, Foreign};
 use cloison_proto::id::{HostId, MeshId};
 use cloison_proto::key::WgPrivateKey;
 use cloison_proto::status::{KeyStage, KeyStatus, Lease, Names, Packets, Status};
@@ -85,6 +85,7 @@ fn well() -> Result<Facts, Box<dyn std::error::Error>> {
         foreign: Ok(Foreign::default()),
         kernel: Kernel::default(),
         hosts: Some(("/etc/hosts".into(), Ok(0))),
+        exposure: Exposure::default(),
     })
 }
 
