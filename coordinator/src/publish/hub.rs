@@ -6,157 +6,25 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use cloison_proto::control::agent::{Ack, Endpoint, Hello, InstanceReport, Nack, Report};
 use cloison_proto::control::coordinator::PeerHint;
 use cloison_proto::id::{HostId, MeshId};
 use cloison_proto::label::ComponentName;
-use cloison_proto::lease::{Lease, RENEWALS_PER_LEASE};
 use cloison_proto::net::OverlayRange;
 use cloison_proto::signed::Signed;
 use cloison_proto::version::{MeshTime, Version};
-use cloison_proto::view::{Header, Items, StateHash, section};
+use cloison_proto::view::{Header, Items, StateHash};
 use parking_lot::Mutex;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 
 use super::endpoint::candidates;
+use super::offer::Offer;
+use super::slot::{Farewell, Slot};
 use crate::policy::explain::{HostLive, LiveState};
 use crate::trust::Roots;
-
-/// A host's view as it is offered, with a lease for it.
-#[derive(Debug, Clone)]
-pub struct Offer {
-    /// What was signed about the view.
-    pub header: Header,
-    /// The signed header.
-    pub signed: Signed,
-    /// The items.
-    pub items: Arc<Items>,
-    /// The lease.
-    pub lease: Signed,
-    /// When the lease was issued.
-    pub leased_at: MeshTime,
-    valid_for: Duration,
-    peers: Arc<[HostId]>,
-}
-
-impl Offer {
-    /// Signs a view and a first lease for it.
-    #[must_use]
-    pub fn new(roots: &Roots, header: Header, items: Arc<Items>, valid_for: Duration, now: MeshTime) -> Self {
-        let peers = items.iter().filter(|(at, _)| at.section == section::PEER);
-        let peers = peers.filter_map(|(at, _)| at.key.as_slice().try_into().ok().map(HostId));
-        Self {
-            header,
-            signed: header.sign(&roots.view_key()),
-            peers: peers.collect(),
-            items,
-            lease: lease(roots, &header, valid_for, now),
-            leased_at: now,
-            valid_for,
-        }
-    }
-
-    /// The same view with a new lease.
-    #[must_use]
-    pub fn leased_anew(&self, roots: &Roots, now: MeshTime) -> Self {
-        Self {
-            lease: lease(roots, &self.header, self.valid_for, now),
-            leased_at: now,
-            ..self.clone()
-        }
-    }
-
-    /// When a new lease is due.
-    #[must_use]
-    pub fn lease_due(&self) -> MeshTime {
-        self.leased_at.plus(self.valid_for / RENEWALS_PER_LEASE)
-    }
-}
-
-fn lease(roots: &Roots, header: &Header, valid_for: Duration, now: MeshTime) -> Signed {
-    let lease = Lease {
-        mesh: header.mesh,
-        host: header.host,
-        version: header.version,
-        state_hash: header.state_hash,
-        issued_at: now,
-        valid_for_secs: valid_for.as_secs(),
-    };
-    lease.sign(&roots.view_key())
-}
-
-/// Why a link ends from this side. The codes are those of [`cloison_proto::control::coordinator::Goodbye`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Farewell {
-    /// The host was revoked.
-    Revoked,
-    /// The host has a newer link.
-    Replaced,
-    /// The agent sent more frames than it may.
-    Rate,
-    /// The certificate that the link was opened with ran out.
-    Expired,
-    /// The coordinator stops.
-    Shutdown,
-}
-
-impl Farewell {
-    /// Stable code.
-    #[must_use]
-    pub const fn code(self) -> &'static str {
-        match self {
-            Self::Revoked => "revoked",
-            Self::Replaced => "replaced",
-            Self::Rate => "rate",
-            Self::Expired => "expired",
-            Self::Shutdown => "shutdown",
-        }
-    }
-
-    /// How long the agent shall wait before it links again.
-    #[must_use]
-    pub const fn retry_after(self) -> Duration {
-        match self {
-            Self::Revoked => Duration::from_secs(3600),
-            Self::Replaced | Self::Rate => Duration::from_secs(60),
-            Self::Expired => Duration::ZERO,
-            Self::Shutdown => Duration::from_secs(5),
-        }
-    }
-}
-
-/// One link as the hub knows it.
-#[derive(Debug, Default)]
-pub struct Slot {
-    wake: Notify,
-    farewell: OnceLock<Farewell>,
-}
-
-impl Slot {
-    /// Waits until there may be something new for this link. News that came before the call are not missed.
-    pub async fn woken(&self) {
-        self.wake.notified().await;
-    }
-
-    /// Why the link has to end, if it has to.
-    #[must_use]
-    pub fn farewell(&self) -> Option<Farewell> {
-        self.farewell.get().copied()
-    }
-
-    fn wake(&self) {
-        self.wake.notify_one();
-    }
-
-    fn dismiss(&self, farewell: Farewell) {
-        // The first reason stands.
-        let _ = self.farewell.set(farewell);
-        self.wake();
-    }
-}
 
 /// What the hub tells a link that begins.
 #[derive(Debug)]

@@ -9,6 +9,8 @@
 mod endpoint;
 mod gate;
 mod hub;
+mod offer;
+mod slot;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -23,7 +25,9 @@ use tokio::time::{MissedTickBehavior, interval};
 
 pub use endpoint::candidates;
 pub use gate::{Gate, Policies, Unreadable};
-pub use hub::{Farewell, Hub, Offer, Progress, Refusal, Slot, Welcome};
+pub use hub::{Hub, Progress, Refusal, Welcome};
+pub use offer::Offer;
+pub use slot::{Farewell, Slot};
 
 use crate::failpoint::failpoint;
 use crate::inventory::Inventory;
