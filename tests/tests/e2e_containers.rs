@@ -75,6 +75,22 @@ fn must_be_refused(from: &impl Room, to: SocketAddr) -> Result<()> {
     Ok(())
 }
 
+/// What a container does that says how long it had no way to `to`: it waits for one, from its first moment on.
+fn waiting(to: SocketAddr) -> String {
+    format!(
+        "date +%s%N; until ip route get {} 2>&1 | grep -q cloison0; do sleep 0.001; done; date +%s%N; sleep infinity",
+        to.ip()
+    )
+}
+
+/// How long a container waited at its last start.
+fn waited(container: &Container) -> Result<Duration> {
+    let log = container.cli(&["logs", "--tail", "2", container.name()])?.ok()?.stdout;
+    let times = log.lines().map(str::parse).collect::<Result<Vec<u64>, _>>()?;
+    let (first, last) = (times.first().context("no begin")?, times.last().context("no end")?);
+    Ok(Duration::from_nanos(last - first))
+}
+
 /// Both families of two instances.
 fn pairs(one: Instance, two: Instance) -> impl Iterator<Item = (IpAddr, IpAddr)> {
     one.addresses().into_iter().zip(two.addresses())
@@ -227,13 +243,31 @@ fn a_container_is_attached_anew_whenever_it_starts_and_let_go_when_it_ends() -> 
     mesh.coordinator.apply_and_wait(ONE_RULE)?;
     let to: SocketAddr = (mesh.instance("postgres", "db-1")?.v6, 5432).into();
     let _listener = Tool::tcp_listen(mesh.host("db-1")?.net(), to)?;
-    let n8n = docker.run("n8n", &["--cap-add", "NET_ADMIN"])?;
+    let n8n = docker.run_line("n8n", &["--cap-add", "NET_ADMIN"], &["sh", "-c", &waiting(to)])?;
     wait_until_attached(&mesh, "app-1", "n8n", &n8n)?;
     must_reach(&n8n, to)?;
+    let mut all = vec![waited(&n8n)?];
 
-    n8n.restart()?;
-    wait_until_attached(&mesh, "app-1", "n8n", &n8n)?;
-    must_reach(&n8n, to)?;
+    for _ in 0..5 {
+        n8n.restart()?;
+        wait_until_attached(&mesh, "app-1", "n8n", &n8n)?;
+        must_reach(&n8n, to)?;
+        all.push(waited(&n8n)?);
+    }
+    eprintln!("from the container's first moment to its way to others: {all:?}");
+    ensure!(
+        all.iter().all(|waited| *waited < Duration::from_secs(3)),
+        "found by looking, not by events: {all:?}"
+    );
+
+    // Who joins the namespace of a container has its network from its first moment on, however often it starts.
+    let joined = docker.run("joined", &["--network=container:n8n"])?;
+    for _ in 0..2 {
+        must_reach(&joined, to)?;
+        joined.restart()?;
+    }
+    must_reach(&joined, to)?;
+    joined.remove()?;
 
     // Another container of the same name; that of before was never stopped in order.
     n8n.remove()?;
