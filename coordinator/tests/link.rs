@@ -17,6 +17,7 @@ use cloison_proto::control::agent::{InstanceReport, MAX_DETAIL, MAX_INSTANCES, R
 use cloison_proto::control::coordinator::CoordinatorMessage;
 use cloison_proto::control::frame::Frame;
 use cloison_proto::key::{Secret32, SigningKey};
+use cloison_proto::label::ComponentName;
 use cloison_proto::trust::ALPN_LINK;
 use cloison_proto::view::VerifiedView;
 use common::Outcome;
@@ -122,7 +123,7 @@ async fn what_an_agent_says_of_its_instances_is_known_and_bounded() -> Outcome {
     link.say(report(Some(short.collect()))).await?;
     known(MAX_INSTANCES).await?;
     let live = hub.live(app.host());
-    let first = live.instances.get(&"c0".parse()?).ok_or("no c0")?;
+    let first = live.instances.get(&"c0".parse::<ComponentName>()?).ok_or("no c0")?;
     assert_eq!(
         first.by,
         "x".repeat(MAX_DETAIL / 2),
