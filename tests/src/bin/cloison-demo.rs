@@ -1,7 +1,7 @@
 //! `make demo`: the mesh on one machine, on real traffic, narrated.
 //!
-//! A coordinator and three hosts in network namespaces; a real PostgreSQL as component `postgres` on db-1, its client `n8n` on app-1, and
-//! an unpaired `rogue` on app-2. Each step states what it expects, and the demo fails if that is not what happens. It leaves nothing behind;
+//! A coordinator and four hosts in network namespaces; a real PostgreSQL as component `postgres` on db-1, its client `n8n` on app-1, and
+//! an unpaired `rogue` on app-2; and on all-1 a workflow, an untrusted runner and a PostgreSQL side by side. Each step states what it expects, and the demo fails if that is not what happens. It leaves nothing behind;
 //! with `KEEP=1` the mesh goes on running, and the last lines say how to play with it.
 
 #![forbid(unsafe_code)]
@@ -12,17 +12,20 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use cloison_tests::lab::cgroup::Cgroup;
 use cloison_tests::lab::host::Host;
 use cloison_tests::lab::mesh::{Instance, Mesh};
 use cloison_tests::lab::postgres::{self, Postgres};
-use cloison_tests::lab::process::{Finished, Process};
+use cloison_tests::lab::process::{self, Finished, Process};
 use cloison_tests::lab::tool::Tool;
 use cloison_tests::lab::{cleanup, programs, wait_for};
 
 const NAME: &str = "demo";
-const HOSTS: [&str; 3] = ["db-1", "app-1", "app-2"];
+const HOSTS: [&str; 4] = ["db-1", "app-1", "app-2", "all-1"];
 /// Something else that listens on db-1, and that no rule names.
 const OTHER_PORT: u16 = 6000;
+/// Who runs what nobody trusts on all-1.
+const RUNNER: &str = "www-data";
 /// What postgres is called on every host that may reach it.
 const BY_NAME: &str = "postgres.cloison.internal";
 const CUT_LIMIT: Duration = Duration::from_secs(10);
@@ -67,10 +70,11 @@ fn run(keep: bool) -> Result<()> {
     explain_both(&story, &mesh)?;
     other_port_is_refused(&story, &mesh, &addresses)?;
     rule_removed_cuts(&story, &mesh, &addresses, &server)?;
+    let ledger = one_host_three_components(&story, &mesh)?;
     mesh_outlives_its_coordinator(&story, &mut mesh)?;
     story.say(&format!("\nAll of this took {:.0} s.", start.elapsed().as_secs_f64()));
     if !keep {
-        drop(server);
+        drop((server, ledger));
         mesh.finish()?;
         story.say("Everything that the demo made is gone again. `KEEP=1 make demo` leaves it running to play on.");
         return Ok(());
@@ -99,7 +103,7 @@ impl Addresses {
 }
 
 fn lay_out(story: &Story, keep: bool) -> Result<Mesh> {
-    story.title("A coordinator and three hosts, each a network namespace on one wire");
+    story.title("A coordinator and four hosts, each a network namespace on one wire");
     let mut mesh = Mesh::builder(NAME, &HOSTS).lab(|lab| lab.keep(keep)).start()?;
     story.command("cloison-coordinator init && cloison-coordinator serve");
     for host in HOSTS {
@@ -299,6 +303,64 @@ fn watching_client(mesh: &Mesh) -> Result<Process> {
 /// How many of the server's sessions ended by a reset.
 fn cut_clients(server: &Postgres) -> usize {
     server.log().lines().filter(|l| l.contains("Connection reset by peer")).count()
+}
+
+/// Three components on one machine: a service's cgroup, an untrusted user, and a database.
+fn one_host_three_components(story: &Story, mesh: &Mesh) -> Result<Postgres> {
+    story.title("All on one machine: on all-1, a workflow, its untrusted runner and a PostgreSQL share one network namespace");
+    let host = mesh.host("all-1")?;
+    let service = Cgroup::create(host, "workflow.service")?;
+    let components = format!(
+        "  workflow: {{on: all-1, attach: {{cgroup: {:?}}}}}\n  runner:   {{on: all-1, attach: {{user: {RUNNER}}}}}\n  ledger:   {{on: all-1, attach: {{user: postgres}}, services: {{sql: tcp/5432}}}}\n",
+        service.path()
+    );
+    let policy = format!("{COMPONENTS}{components}{RULE}  - workflow -> ledger:sql\n");
+    story.output(&components);
+    story.output("allow:\n  - workflow -> ledger:sql");
+    mesh.coordinator.apply_and_wait(&policy)?;
+    let (workflow, ledger) = (mesh.instance("workflow", "all-1")?, mesh.instance("ledger", "all-1")?);
+    let server = Postgres::start(host, &ledger.addresses())?;
+    server.admit_only(&workflow.addresses())?;
+    story.say(&format!(
+        "Its pg_hba.conf admits {} and {}, and nobody else.",
+        workflow.v4, workflow.v6
+    ));
+    story.command("cloison-agent status  # on all-1");
+    let status = mesh.agent("all-1")?.command(&["status"])?.ok()?.stdout;
+    status.lines().filter(|l| l.contains("bound: ")).for_each(|line| story.output(line));
+    for address in ledger.addresses() {
+        story.command(&format!("psql -h {address} -c 'select inet_client_addr()'  # in workflow's cgroup"));
+        let answer = postgres::query_by(service.command("psql"), address, "select inet_client_addr()", 5)?.ok()?;
+        story.output(&answer.stdout);
+        ensure!(
+            workflow.addresses().iter().any(|own| answer.stdout.trim() == own.to_string()),
+            "{}",
+            answer.stdout
+        );
+    }
+    story.done("the same machine, and the server sees the workflow's own address");
+    let clients = server.clients_seen();
+    for (who, mut command) in [
+        ("runner", host.net().command_as(RUNNER, "psql")),
+        ("root of that machine, in no service", host.net().command("psql")),
+    ] {
+        command.env("PGAPPNAME", "intruder");
+        story.command(&format!("psql -h {} -c 'select 1'  # {who}", ledger.v4));
+        let refused = postgres::query_by(command, ledger.v4, "select 1", 5)?.refused()?;
+        story.output(&refused.stderr);
+        story.done(&format!("refused in {} ms", refused.took.as_millis()));
+    }
+    story.command(&format!(
+        "nc -s {} {} 5432  # runner takes the workflow's address",
+        workflow.v4, ledger.v4
+    ));
+    let mut forger = host.net().command_as(RUNNER, "nc");
+    forger.args(["-v", "-w", "3", "-s", &workflow.v4.to_string(), &ledger.v4.to_string(), "5432"]);
+    let forged = process::run(forger, CUT_LIMIT)?.refused()?;
+    story.output(&forged.stderr);
+    ensure!(server.clients_seen() == clients, "an intruder reached the server: {}", server.log());
+    story.done("the kernel knows whose socket it is: nothing left it, and the server saw nobody");
+    Ok(server)
 }
 
 fn mesh_outlives_its_coordinator(story: &Story, mesh: &mut Mesh) -> Result<()> {

@@ -20,6 +20,7 @@
 pub mod agent;
 pub mod by_hand;
 pub mod capture;
+pub mod cgroup;
 pub mod cleanup;
 pub mod clock;
 pub mod coordinator;

@@ -6,6 +6,7 @@
 use std::fmt::Display;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -27,6 +28,7 @@ const PACKAGES: &str = "/usr/lib/postgresql";
 pub struct Postgres {
     process: Process,
     listen: Vec<IpAddr>,
+    data: PathBuf,
 }
 
 impl Postgres {
@@ -77,7 +79,21 @@ impl Postgres {
         Ok(Self {
             process,
             listen: listen.to_vec(),
+            data,
         })
+    }
+
+    /// Admits clients from these addresses alone from now on, as `pg_hba.conf` says it.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn admit_only(&self, clients: &[IpAddr]) -> Result<()> {
+        let line = |client: &IpAddr| format!("host all all {client}/{} trust\n", if client.is_ipv4() { 32 } else { 128 });
+        let text = clients
+            .iter()
+            .fold("local all all trust\n".to_owned(), |text, client| text + &line(client));
+        std::fs::write(self.data.join("pg_hba.conf"), text)?;
+        Ok(self.process.signal(Signal::HUP)?)
     }
 
     /// Where it listens.
@@ -115,7 +131,14 @@ impl Postgres {
 /// # Errors
 /// If psql cannot be started, or hangs. A refused query is no error here.
 pub fn query(from: &Netns, at: impl Display, sql: &str, connect_timeout_s: u32) -> Result<Finished> {
-    let mut command = from.command("psql");
+    query_by(from.command("psql"), at, sql, connect_timeout_s)
+}
+
+/// The same by a `psql` that begins as this command does.
+///
+/// # Errors
+/// As [`query`].
+pub fn query_by(mut command: Command, at: impl Display, sql: &str, connect_timeout_s: u32) -> Result<Finished> {
     command.args([
         "-X",
         "-A",
@@ -168,7 +191,7 @@ pub fn bench(from: &Netns, at: impl Display, seconds: u32, arguments: &[&str]) -
 
 fn init(net: &Netns, data: &Path) -> Result<()> {
     std::fs::create_dir(data).with_context(|| format!("making {}", data.display()))?;
-    let mut owner = std::process::Command::new("chown");
+    let mut owner = Command::new("chown");
     owner.arg(format!("{USER}:")).arg(data);
     process::run(owner, START_LIMIT)?
         .ok()
