@@ -4,6 +4,7 @@
 mod base_table;
 mod claims;
 mod dataplane;
+mod dns;
 mod mesh;
 mod netlink;
 pub(crate) mod netns;
