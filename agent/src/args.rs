@@ -67,6 +67,7 @@ const RUN_HELP: &str = r#"Configuration file (flags stand above it; these are th
   endpoints    = []          # ip:port; told to peers beside this host's interface addresses
   hosts_file   = "/etc/hosts"   # gets a block with the names of components; or "off"
   resolver     = true        # answers DNS for the names of components, in each namespace with an interface of the mesh
+  resolved     = false       # tells systemd-resolved to ask there for these names
   key_lifetime = "30d"       # how long a WireGuard key is used, give or take a tenth; "never": until `cloison-agent rotate-key`
   log          = "info"
   log_format   = "text"      # or "json"

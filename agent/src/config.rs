@@ -47,6 +47,8 @@ pub struct Config {
     pub hosts_file: HostsFile,
     /// Whether names are answered by DNS, on the mesh's resolver addresses.
     pub resolver: bool,
+    /// Whether systemd-resolved is told to ask there.
+    pub resolved: bool,
     /// How long a WireGuard key is used before it is changed by itself, give or take a tenth; `None`: until somebody asks for another.
     pub key_lifetime: Option<Duration>,
     /// What to log, as `level` or `module=level,...`.
@@ -120,6 +122,8 @@ pub struct FileConfig {
     pub hosts_file: Option<String>,
     /// See [`Config::resolver`].
     pub resolver: Option<bool>,
+    /// See [`Config::resolved`].
+    pub resolved: Option<bool>,
     /// See [`Config::key_lifetime`]: a number and `d`, `h`, `m` or `s`, or `never`.
     pub key_lifetime: Option<String>,
     /// See [`Config::log`].
@@ -226,6 +230,7 @@ impl FileConfig {
             endpoints: over.endpoints.or(self.endpoints),
             hosts_file: over.hosts_file.or(self.hosts_file),
             resolver: over.resolver.or(self.resolver),
+            resolved: over.resolved.or(self.resolved),
             key_lifetime: over.key_lifetime.or(self.key_lifetime),
             log: over.log.or(self.log),
             log_format: over.log_format.or(self.log_format),
@@ -243,6 +248,11 @@ impl FileConfig {
         let workers = self.workers.unwrap_or(parallel.min(MAX_DEFAULT_WORKERS));
         if !(1..=64).contains(&workers) {
             return Err(value("workers")(format!("{workers} is not between 1 and 64")));
+        }
+        if (self.resolver, self.resolved) == (Some(false), Some(true)) {
+            return Err(value("resolved")(
+                "it cannot ask where nobody answers; take out `resolver = false`".into(),
+            ));
         }
         if let Some(mtu) = self.mtu.filter(|mtu| !(1280..=65_000).contains(mtu)) {
             return Err(value("mtu")(format!("{mtu} is not between 1280 (what IPv6 needs) and 65000")));
@@ -268,6 +278,7 @@ impl FileConfig {
             endpoints: self.endpoints.unwrap_or_default(),
             hosts_file: hosts_file.parse().map_err(value("hosts_file"))?,
             resolver: self.resolver.unwrap_or(true),
+            resolved: self.resolved.unwrap_or(false),
             key_lifetime: lifetime(self.key_lifetime.as_deref().unwrap_or("30d")).map_err(value("key_lifetime"))?,
             log: self.log.unwrap_or_else(|| "info".into()),
             log_format: self.log_format.unwrap_or_default(),
@@ -336,6 +347,7 @@ mod tests {
             ("key_lifetime = \"5s\"", "key_lifetime"),
             ("table = \"A\"", "table"),
             ("hosts_file = \"hosts\"", "hosts_file"),
+            ("resolver = false\nresolved = true", "resolved"),
         ] {
             let error = FileConfig::parse(line, Path::new("x")).and_then(FileConfig::complete).map_err(text);
             assert!(error.as_ref().is_err_and(|e| e.contains(key)), "{line}: {error:?}");

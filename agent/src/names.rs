@@ -12,6 +12,7 @@ pub mod dns;
 pub mod hosts_file;
 pub mod keeper;
 pub mod memory;
+pub mod resolved;
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;

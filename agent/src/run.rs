@@ -32,6 +32,7 @@ use crate::denials::Denials;
 use crate::first_start::{self, FirstStartError};
 use crate::manager::{Kept, Manager, Wanted, Watchdog};
 use crate::names::keeper::Keeper;
+use crate::names::resolved::Teller;
 use crate::netlink::monitor::Monitor;
 use crate::state::clock::{Moment, wall_now};
 use crate::state::identity::{Membership, load_certificate};
@@ -220,6 +221,8 @@ struct Agent {
     /// The line that the service manager was told last.
     told: String,
     names: Keeper,
+    /// Who tells systemd-resolved of them, if that is wanted.
+    resolved: Option<Teller>,
     /// Tells of changes to addresses and nftables; without it, they are found when they are looked for.
     monitor: Option<Monitor>,
     /// This host's addresses on the underlay, as they were listed last.
@@ -277,6 +280,7 @@ impl Agent {
             watchdog: manager.watchdog(moment.boottime),
             told: String::new(),
             names,
+            resolved: config.resolved.then(Teller::start),
             monitor: Monitor::open(),
             reachable_at: None,
             config,

@@ -77,12 +77,13 @@ impl Story {
     }
 
     fn play(&mut self) -> Result<()> {
-        let steps: [(&str, Step); 12] = [
+        let steps: [(&str, Step); 13] = [
             ("boot and install", Self::boot_and_install),
             ("an agent that is not enrolled waits, and does not fail", Self::not_enrolled),
             ("make a mesh", Self::make_a_mesh),
             ("join by a token's file, and by a credential", Self::join),
             ("what is allowed works, and nothing else", Self::query_and_deny),
+            ("systemd-resolved asks the mesh's resolver", Self::resolved),
             ("reboot the database", Self::reboot),
             ("cut the power of application and coordinator", Self::cut_power),
             ("a program that hangs is ended and started anew", Self::watchdog),
@@ -224,6 +225,52 @@ impl Story {
         let denied = self.coordinator.run(&["cloison", "explain", "app", "postgres:closed"])?;
         ensure!(denied.status.code() == Some(2), "{}", denied.stdout);
         Ok(())
+    }
+
+    /// The unit may use port 53, and systemd-resolved finds the mesh's names there and nobody else's, also when either is started anew.
+    fn resolved(&mut self) -> Result<()> {
+        const NAME: &str = "postgres.cloison.internal";
+        let app = &self.app;
+        let db = overlay(&self.db)?.context("the database has no address in the mesh")?;
+        let untouched = "cat /etc/nsswitch.conf; ls -l /etc/resolv.conf 2>&1; cat /etc/resolv.conf 2>&1; true";
+        let before = app.sh(untouched)?;
+        // The hosts file would answer first.
+        app.sh("mkdir -p /etc/cloison; printf 'hosts_file = \"off\"\\nresolved = true\\n' >>/etc/cloison/agent.toml; systemctl restart cloison-agent")?;
+        let state = || app.sh("cloison-agent status -o json | tr -d ' \\n'");
+        let is_told = || Ok(state()?.contains(r#""resolved":{"state":"told"}"#).then_some(()));
+        wait_for("a warning without systemd-resolved", SOON, || {
+            Ok(app
+                .sh("cloison-agent status")?
+                .contains("warning: systemd-resolved does not run")
+                .then_some(()))
+        })?;
+        app.ok(&["systemctl", "start", "systemd-resolved"])?;
+        wait_for("systemd-resolved to be told", SOON, is_told)?;
+        let finds = || -> Result<bool> {
+            let query = app.run(&["resolvectl", "query", "--cache=no", NAME])?;
+            let program = app.run(&["getent", "ahostsv4", NAME])?;
+            Ok(query.stdout.contains(&db) && program.stdout.contains(&db))
+        };
+        ensure!(
+            finds()?,
+            "{}",
+            app.sh("resolvectl status; resolvectl query postgres.cloison.internal 2>&1; true")?
+        );
+        let unknown = app
+            .run(&["resolvectl", "query", "--cache=no", "redis.cloison.internal"])?
+            .refused()?;
+        ensure!(unknown.stderr.contains("not found"), "{}", unknown.stderr);
+        let link = app.ok(&["resolvectl", "status", "cloison0"])?;
+        ensure!(link.contains("~cloison.internal") && link.contains("-DefaultRoute"), "{link}");
+        // Started anew, without what it keeps for that.
+        app.sh("systemctl stop systemd-resolved; rm -rf /run/systemd/resolve/netif; systemctl start systemd-resolved")?;
+        wait_for("the name behind a new systemd-resolved", SOON, || Ok(finds()?.then_some(())))?;
+        // The TUN made anew.
+        app.ok(&["ip", "link", "delete", "cloison0"])?;
+        wait_for("the name behind a new TUN", SOON, || Ok(finds()?.then_some(())))?;
+        app.sh("systemctl stop systemd-resolved; rm /etc/cloison/agent.toml; systemctl restart cloison-agent")?;
+        ensure!(app.sh(untouched)? == before, "a resolver file was changed");
+        self.applied()
     }
 
     fn reboot(&mut self) -> Result<()> {

@@ -170,6 +170,7 @@ fn settings(config: &Config) -> String {
         endpoints,
         hosts_file,
         resolver,
+        resolved,
         key_lifetime,
         log,
         log_format,
@@ -177,7 +178,7 @@ fn settings(config: &Config) -> String {
     format!(
         "state_dir = {state_dir:?}\nsocket = {socket:?}\ninterface = {interface}\nlisten_port = {listen_port}\ntable = {table}\nmtu = {mtu:?}\n\
          workers = {workers}\naccepted = {accepted:?}\ncoordinators = {coordinators:?}\nendpoints = {endpoints:?}\nhosts_file = {hosts_file:?}\n\
-         resolver = {resolver}\nkey_lifetime = {key_lifetime:?}\nlog = {log:?}\nlog_format = {log_format:?}\n"
+         resolver = {resolver}\nresolved = {resolved}\nkey_lifetime = {key_lifetime:?}\nlog = {log:?}\nlog_format = {log_format:?}\n"
     )
 }
 

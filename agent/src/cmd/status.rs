@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use cloison_proto::status::{Answer, Counters, Denial, Enforcement, Link, Names, Request, Resolver, Status};
+use cloison_proto::status::{Answer, Counters, Denial, Enforcement, Link, Names, Request, Resolved, Resolver, Status};
 
 use super::show::about;
 use super::show::key_line;
@@ -53,6 +53,7 @@ fn text(status: &Status) -> String {
     ];
     head.extend(names(&status.names).map(|text| vec!["names".into(), text]));
     head.extend(resolver(&status.resolver).map(|text| vec!["resolver".into(), text]));
+    head.extend(resolved(&status.resolved).map(|text| vec!["resolved".into(), text.into()]));
     if let Some(offset) = status.clock_offset_secs.filter(|offset| offset.unsigned_abs() > 1) {
         let direction = if offset < 0 { "behind" } else { "ahead of" };
         head.push(vec![
@@ -126,6 +127,15 @@ fn resolver(resolver: &Resolver) -> Option<String> {
         let _ = write!(text, "; not in {} more: see the warning", not.len());
     }
     Some(text)
+}
+
+const fn resolved(resolved: &Resolved) -> Option<&'static str> {
+    match resolved {
+        Resolved::Off => None,
+        Resolved::Waiting => Some("waits until names are answered on this host's interface"),
+        Resolved::Told => Some("asks there for the mesh's names"),
+        Resolved::Failed { .. } => Some("not told: see the warning"),
+    }
 }
 
 fn instances(status: &Status) -> Vec<Vec<String>> {

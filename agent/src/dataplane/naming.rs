@@ -2,6 +2,7 @@
 //! the components there may reach. The servers are [`Resolvers`](crate::names::dns::Resolvers); nothing is answered here.
 
 use cloison_proto::label::ComponentName;
+use cloison_proto::net::AddressPair;
 use cloison_proto::status::Resolver;
 use cloison_proto::version::{MeshTime, Timestamp};
 use cloison_proto::view::View;
@@ -50,6 +51,14 @@ impl Dataplane {
         if let Some(resolvers) = &self.resolvers {
             resolvers.tell(until, |components| names::entries_for(components, view, &self.report, now));
         }
+    }
+
+    /// The number of the host's TUN and the resolver's addresses, where names are answered for the host's own namespace.
+    #[must_use]
+    pub fn host_resolver(&self) -> Option<(u32, AddressPair)> {
+        let serves = self.resolvers.as_ref()?.serves(self.host.id());
+        let range = self.in_force.as_ref()?.view.config.overlay;
+        self.host.tun().filter(|_| serves).map(|tun| (tun.index(), range.resolver()))
     }
 
     /// How names are answered.

@@ -119,6 +119,12 @@ impl Resolvers {
         }
     }
 
+    /// Whether names are answered in this namespace.
+    #[must_use]
+    pub fn serves(&self, namespace: NetNsId) -> bool {
+        self.rooms.get(&namespace).is_some_and(|served| served.server.is_ok())
+    }
+
     /// How it does in each namespace.
     #[must_use]
     pub fn status(&self) -> Vec<ResolverAt> {

@@ -8,6 +8,7 @@ use cloison_proto::version::Timestamp;
 
 use super::{Agent, blocking};
 use crate::answer;
+use crate::attach::site::has_ipv6;
 use crate::cmd::span;
 use crate::control::candidates::{self, Known};
 use crate::control::link::LinkState;
@@ -16,6 +17,7 @@ use crate::enroll::CLOCK_OFF;
 use crate::names;
 use crate::names::block::Owner;
 use crate::names::keeper::Wanted;
+use crate::names::resolved::{self, Teller};
 use crate::netlink::monitor::Monitor;
 use crate::state::clock::{PERSIST_EVERY, wall_now};
 use crate::state::incarnation;
@@ -205,6 +207,11 @@ impl Agent {
         let dataplane = self.dataplane.lock();
         dataplane.tell_names(&view, now, lease_ends);
         let entries = names::entries(&view, dataplane.report(), now);
+        if let Some(teller) = &self.resolved {
+            let has_ipv6 = has_ipv6();
+            let wanted = dataplane.host_resolver();
+            teller.want(wanted.map(|(link, resolver)| resolved::Wanted { link, resolver, has_ipv6 }));
+        }
         drop(dataplane);
         let owner = Owner {
             mesh: self.us.mesh,
@@ -396,7 +403,7 @@ impl Agent {
             packets: answer::packets(&self.engine, dataplane.counts()),
             names: self.names.state(),
             resolver: dataplane.resolver_status(),
-            resolved: Resolved::Off,
+            resolved: self.resolved.as_ref().map_or(Resolved::Off, Teller::state),
             ignored_items: view.as_ref().map_or(0, |v| v.ignored as u64),
             warnings: self.warnings(now, view.is_some(), dataplane.is_blind(), &dataplane.resolver_status()),
             instances,
@@ -455,6 +462,9 @@ impl Agent {
         if let Resolver::On { namespaces, .. } = resolver {
             let refused = namespaces.iter().filter_map(|at| at.why_not.as_ref().map(|why| (&at.at, why)));
             warnings.extend(refused.map(|(at, why)| format!("names are not answered by DNS in {at}: {why}")));
+        }
+        if let Some(Resolved::Failed { why }) = self.resolved.as_ref().map(Teller::state) {
+            warnings.push(why);
         }
         warnings.extend(self.link_warning.clone());
         warnings

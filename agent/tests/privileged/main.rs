@@ -5,6 +5,7 @@ mod base_table;
 mod claims;
 mod containers;
 mod dataplane;
+mod dns;
 mod mesh;
 mod netlink;
 pub(crate) mod netns;
