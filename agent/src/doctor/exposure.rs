@@ -52,9 +52,10 @@ fn offered(view: &View) -> Vec<Offered> {
     let of = |component: &ComponentName| -> Option<Offered> {
         let instance = view.instances.get(component)?;
         let grants = view.rules.iter().filter(|rule| rule.to == *component).flat_map(|rule| &rule.grants);
-        let user = match &instance.attachment {
-            Attachment::User(user) => number_of(user).ok(),
-            _ => None,
+        let user = if let Attachment::User(user) = &instance.attachment {
+            number_of(user).ok()
+        } else {
+            None
         };
         Some(Offered {
             component: component.clone(),

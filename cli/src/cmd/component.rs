@@ -142,7 +142,7 @@ mod tests {
             },
         )?;
         let text = String::from_utf8(out)?;
-        assert!(text.contains("app-1, app-2, app-3") && text.contains('1'), "{text}");
+        assert!(text.contains("app-1,app-2,app-3  1 "), "{text}");
         Ok(())
     }
 }

@@ -258,8 +258,8 @@ fn a_service_with_the_name_of_a_claimed_user_is_a_warning() -> Result<(), String
         Ok(codes(&check(&text, MeshTime(0)).map_err(|e| format!("{e:?}"))?.warnings))
     };
     let (user, unit) = ("{user: redis}", "{unit: redis.service}");
-    assert_eq!(warnings(user, unit)?, ["4:21 attachment_overlap"]);
-    assert_eq!(warnings(unit, user)?, ["3:26 attachment_overlap"], "in either order");
+    assert_eq!(warnings(user, unit)?, ["4:22 attachment_overlap"]);
+    assert_eq!(warnings(unit, user)?, ["3:27 attachment_overlap"], "in either order");
     assert_eq!(warnings(user, "{unit: redis@6379.service}")?.len(), 1);
     assert_eq!(warnings(user, "{cgroup: /system.slice/redis.service}")?.len(), 1);
     assert!(warnings(user, "{unit: redis-exporter.service}")?.is_empty());

@@ -80,12 +80,13 @@ fn way(offered: &Offered, listener: &Listener, interface: &str) -> Finding {
     };
     let of_family = |address: &&IpAddr| at.ip().is_unspecified() || address.is_ipv4() == at.is_ipv4();
     let own: Vec<String> = addresses.iter().filter(of_family).map(ToString::to_string).collect();
-    let closed = match &offered.attachment {
-        Attachment::Unit(unit) => format!(
+    let closed = if let Attachment::Unit(unit) = &offered.attachment {
+        format!(
             "; or close everything else to `{unit}` by `RestrictNetworkInterfaces={interface}`, or by `IPAddressDeny=any` and `IPAddressAllow=` with \
              the mesh's ranges, in the unit"
-        ),
-        _ => "; or run it in a container with `network_mode: none`, or in a namespace of its own".to_owned(),
+        )
+    } else {
+        "; or run it in a container with `network_mode: none`, or in a namespace of its own".to_owned()
     };
     Finding::warning(
         CHECK,
