@@ -4,6 +4,7 @@
 //! throughput and its cost beside `wireguard-go` ([`bulk`]); how long a join takes ([`joins`]); sizes. Progress goes to the standard error,
 //! one table (or with `-o json` one object) to the standard output. It ends within four minutes, and leaves nothing behind. With `--restarts`
 //! it measures the stall of open streams over restarts of an agent, and nothing else ([`restarts`]); that takes up to a quarter of an hour.
+//! With `--components` it measures what it costs that components share a host ([`components`]), and nothing else.
 //!
 //! It insists on outcomes (a stream that is not cut is an error) but not on speed: what is fast enough is for the reader to say. The programs
 //! are taken from `CLOISON_PROGRAMS`, the absolute path of a folder; without it, from beside this program. Figures of debug builds are worth nothing.
@@ -11,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 mod bulk;
+mod components;
 mod cuts;
 mod joins;
 mod machine;
@@ -60,6 +62,9 @@ struct Arguments {
     /// Measures, instead of all that, how long open streams stand still over so many restarts of an agent (SIGTERM) and as many kills
     #[arg(long, value_name = "RUNS")]
     restarts: Option<usize>,
+    /// Measures, instead of all that, the cost of components that are a part of their host, in `--rounds` of `--seconds`
+    #[arg(long, conflicts_with = "restarts")]
+    components: bool,
     /// How to print the figures
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     output: Output,
@@ -77,7 +82,11 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let limit = if arguments.restarts.is_some() { RESTARTS_LIMIT } else { LIMIT };
     remove_everything_when_interrupted(limit);
+    let span = Duration::from_secs(arguments.seconds);
     let outcome = match arguments.restarts {
+        None if arguments.components => {
+            components::measure(arguments.rounds, span).and_then(|report| show(arguments.output, &report, report.table()))
+        }
         Some(runs) => restarts::measure(runs).and_then(|report| show(arguments.output, &report, report.table())),
         None => measure(arguments).and_then(|report| show(arguments.output, &report, report.table())),
     };

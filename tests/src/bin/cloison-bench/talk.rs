@@ -61,6 +61,14 @@ impl Stream {
         let listener = to.enter(move || TcpListener::bind(at).with_context(|| format!("listening on {at}")))?;
         let sender = from.enter(move || TcpStream::connect_timeout(&at, CONNECT_LIMIT).with_context(|| format!("connecting to {at}")))?;
         let (receiver, _) = listener.accept()?;
+        Self::of_pair(sender, receiver, pace)
+    }
+
+    /// Sends on a connection that is there.
+    ///
+    /// # Errors
+    /// If the sockets refuse their settings.
+    pub(crate) fn of_pair(sender: TcpStream, receiver: TcpStream, pace: Pace) -> Result<Self> {
         sender.set_nodelay(pace == Pace::Constant)?;
         sender.set_write_timeout(Some(LOOK_EVERY))?;
         receiver.set_read_timeout(Some(LOOK_EVERY))?;
