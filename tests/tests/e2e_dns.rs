@@ -8,6 +8,7 @@ use cloison_tests::lab::dns::{Answer, ask, attempt, getent};
 use cloison_tests::lab::host::Host;
 use cloison_tests::lab::mesh::{COORDINATOR, Mesh};
 use cloison_tests::lab::netns::{self, Netns};
+use cloison_tests::lab::process;
 use cloison_tests::lab::tool::Tool;
 use cloison_tests::lab::wait_for;
 
@@ -164,6 +165,42 @@ fn programs_find_names_with_one_line_in_a_resolver_file_and_go_on_to_the_next_se
         "{}",
         denied.stdout
     );
+    mesh.finish()
+}
+
+#[test]
+fn components_that_share_the_host_ask_one_resolver_and_meet_nothing_else_there() -> Result<()> {
+    let mut mesh = Mesh::builder("e2e-dns-shared", &["app-1", "db-1"]).start()?;
+    let policy = "version: 1\ncomponents:\n  \
+           batch:    {on: app-1, attach: {user: daemon}}\n  \
+           local:    {on: app-1, attach: host}\n  \
+           postgres: {on: db-1, attach: host, services: {sql: tcp/5432}}\n\
+         allow:\n  - batch -> postgres:sql\n";
+    mesh.join_all()?;
+    mesh.coordinator.apply_and_wait(policy)?;
+    let host = mesh.host("app-1")?.net();
+    for server in resolver(&mesh)? {
+        for how in ["+notcp", "+tcp"] {
+            for user in ["daemon", "root"] {
+                let mut command = host.command_as(user, "kdig");
+                command.args([
+                    &format!("@{server}"),
+                    "+timeout=2",
+                    "+retry=0",
+                    how,
+                    "postgres.cloison.internal",
+                    "A",
+                ]);
+                let said = process::run(command, LIMIT)?.stdout;
+                ensure!(said.contains("NOERROR"), "{user} at {server} {how}: {said}");
+            }
+        }
+        let any = if server.is_ipv4() { "0.0.0.0" } else { "::" };
+        let mut on_all = Tool::tcp_listen(host, SocketAddr::new(any.parse()?, 8080))?;
+        let event = Tool::tcp_attempt(host, SocketAddr::new(server, 8080), Duration::from_secs(1))?;
+        ensure!(event.what == "failed", "{event:?}");
+        on_all.process().stop()?;
+    }
     mesh.finish()
 }
 

@@ -343,8 +343,8 @@ fn equip(netlink: &mut Netlink, tun: &Tun, common: &Common, members: &Members) -
     link::apply(netlink, tun.index(), state)?;
     let resolver = common.resolver.then(|| common.range.resolver());
     let usable = members.all().chain(resolver).flat_map(AddressPair::both);
-    let usable = usable.filter(|a| a.is_ipv4() || has_ipv6());
-    addr::apply(netlink, tun.index(), &usable.collect())?;
+    let usable: Vec<_> = usable.filter(|a| a.is_ipv4() || has_ipv6()).collect();
+    addr::apply(netlink, tun.index(), &usable)?;
     Ok(lay_routes(netlink, common.range, Some(tun.index()), members)?)
 }
 

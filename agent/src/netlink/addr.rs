@@ -17,12 +17,13 @@ pub fn list(netlink: &mut Netlink, index: u32) -> Result<BTreeSet<IpAddr>, Netli
     Ok(found(netlink, index)?.iter().filter_map(address).collect())
 }
 
-/// Gives interface `index` the `wanted` addresses and takes away all others.
+/// Gives interface `index` the `wanted` addresses and takes away all others. New ones are made in their order, which is that in which people
+/// and the kernel see those of IPv4: what comes first is taken for the interface's own.
 ///
 /// # Errors
 /// [`NetlinkError`].
-pub fn apply(netlink: &mut Netlink, index: u32, wanted: &BTreeSet<IpAddr>) -> Result<(), NetlinkError> {
-    let mut missing = wanted.clone();
+pub fn apply(netlink: &mut Netlink, index: u32, wanted: &[IpAddr]) -> Result<(), NetlinkError> {
+    let mut missing: BTreeSet<IpAddr> = wanted.iter().copied().collect();
     for message in found(netlink, index)? {
         let whole = [32, 128].contains(&message.header.prefix_len);
         let good = whole && address(&message).is_some_and(|a| missing.remove(&a));
@@ -30,7 +31,7 @@ pub fn apply(netlink: &mut Netlink, index: u32, wanted: &BTreeSet<IpAddr>) -> Re
             netlink.change("remove an address", RouteNetlinkMessage::DelAddress(message), 0)?;
         }
     }
-    for address in missing {
+    for address in wanted.iter().copied().filter(|address| missing.contains(address)) {
         netlink.change(
             "add an address",
             RouteNetlinkMessage::NewAddress(message(index, address)),

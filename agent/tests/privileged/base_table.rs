@@ -32,7 +32,7 @@ fn host_and_stranger() -> Outcome<(NetNs, NetNs, Tun)> {
                 queue_length: 1000,
             },
         )?;
-        addr::apply(&mut netlink, tun.index(), &addresses(0)?.both().into())?;
+        addr::apply(&mut netlink, tun.index(), &addresses(0)?.both())?;
         Ok(tun)
     })?;
     for address in addresses(9)?.both() {

@@ -36,7 +36,7 @@ fn applying_twice_changes_nothing_and_applying_less_takes_away() -> Outcome {
             for i in 0..count {
                 all.extend(addresses(i)?.both());
             }
-            addr::apply(&mut netlink, tun.index(), &all)?;
+            addr::apply(&mut netlink, tun.index(), &all.iter().copied().collect::<Vec<_>>())?;
             assert_eq!(addr::list(&mut netlink, tun.index())?, all);
             route::apply(&mut netlink, &route::destinations(range()?), &wanted_routes(tun.index())?)?;
             Ok(())

@@ -62,6 +62,33 @@ fn a_site_is_safe_before_it_has_a_tun_and_after_it_lost_it() -> Outcome {
 }
 
 #[test]
+fn the_resolver_s_addresses_stand_behind_the_instance_s_and_go_when_they_are_not_wanted() -> Outcome {
+    let (ns, _other) = wired_pair()?;
+    let mut site = site_in(&ns)?;
+    let with = Common {
+        resolver: true,
+        ..common()?
+    };
+    let shown = || -> Outcome<Vec<String>> {
+        let shown = ip(&ns, "-o -4 address show dev cloison0")?;
+        Ok(shown
+            .lines()
+            .filter_map(|line| line.split_whitespace().nth(3).map(str::to_owned))
+            .collect())
+    };
+    site.apply(&with, Some(addresses(0)?))?;
+    assert_eq!(
+        shown()?,
+        ["10.77.1.0/32", "10.77.0.53/32"],
+        "the first one is taken for the interface's own"
+    );
+    assert!(ip(&ns, "-6 address show dev cloison0")?.contains("fd12:3456:789a::53/128"));
+    site.apply(&common()?, Some(addresses(0)?))?;
+    assert_eq!(shown()?, ["10.77.1.0/32"]);
+    Ok(())
+}
+
+#[test]
 fn a_lasting_tun_stays_with_all_that_hangs_on_it_until_it_is_not_wanted_any_more() -> Outcome {
     let (ns, _other) = wired_pair()?;
     let empty = state(&ns)?;

@@ -18,7 +18,7 @@ fn ready_tun() -> Outcome<Tun> {
     let mut netlink = Netlink::open()?;
     let ours = addresses(0)?;
     link::apply(&mut netlink, tun.index(), STATE)?;
-    addr::apply(&mut netlink, tun.index(), &ours.both().into())?;
+    addr::apply(&mut netlink, tun.index(), &ours.both())?;
     let to = route::destinations(range()?);
     let wanted = to.map(|destination| route::Route::Tun {
         destination,
