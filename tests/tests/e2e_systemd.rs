@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use cloison_tests::lab::process::{self, Process};
 use cloison_tests::lab::{Lab, Underlay, programs, wait_for};
 use cloison_tests::machines::Machine;
+use cloison_tests::machines::packages::{self, healthy, install};
 
 /// How long the mesh may take to work again after something happened to it: boots and links included.
 const SOON: Duration = Duration::from_secs(30);
@@ -396,7 +397,7 @@ impl Story {
     }
 
     fn package(&self, name: &str, version: &str) -> PathBuf {
-        self.packages.join(format!("{name}_{version}_{}.deb", architecture()))
+        packages::path(&self.packages, name, version)
     }
 }
 
@@ -406,41 +407,14 @@ const NEXT: &str = "0.9.2-1";
 
 /// Makes the packages of both versions. The later ones hold the same programs: what is tried is the change of packages.
 fn make_packages(folder: &Path) -> Result<()> {
-    let recipe = Path::new(env!("CARGO_MANIFEST_DIR")).join("../systemd/package.sh");
-    let mut command = Command::new(recipe);
-    command.args(["deb", "debug"]).arg(folder).arg(VERSION);
-    process::run(command, Duration::from_secs(300))?.ok()?;
+    packages::make(folder, VERSION)?;
     for name in ["cloison-agent", "cloison-coordinator"] {
-        let (old, new) = [VERSION, NEXT]
-            .map(|version| folder.join(format!("{name}_{version}_{}.deb", architecture())))
-            .into();
+        let (old, new) = [VERSION, NEXT].map(|version| packages::path(folder, name, version)).into();
         let script = "dpkg-deb -R $1 $1.unpacked && sed -i s/^Version:.*/Version:\\ $3/ $1.unpacked/DEBIAN/control && dpkg-deb -Znone -b $1.unpacked $2";
         let mut command = Command::new("sh");
         command.args(["-c", script, "repack"]).arg(old).arg(new).arg(NEXT);
         process::run(command, Duration::from_secs(60))?.ok()?;
     }
-    Ok(())
-}
-
-fn install(machine: &Machine, packages: &[PathBuf]) -> Result<()> {
-    let mut line = vec!["dpkg".to_owned(), "--install".to_owned()];
-    for package in packages {
-        let name = package
-            .file_name()
-            .and_then(|name| name.to_str())
-            .context("a package without a name")?;
-        machine.copy(package, &format!("/var/tmp/{name}"))?;
-        line.push(format!("/var/tmp/{name}"));
-    }
-    machine.ok(&line.iter().map(String::as_str).collect::<Vec<_>>())?;
-    machine.sh("rm /var/tmp/cloison*.deb")?;
-    Ok(())
-}
-
-/// No unit of the machine has failed.
-fn healthy(machine: &Machine) -> Result<()> {
-    let failed = machine.ok(&["systemctl", "--failed", "--plain", "--no-legend"])?;
-    ensure!(failed.trim().is_empty(), "on {} failed: {failed}", machine.name());
     Ok(())
 }
 
@@ -490,13 +464,4 @@ fn nothing_left(machine: &Machine) -> Result<()> {
         ensure!(left.trim().is_empty(), "{what} left on {}:\n{left}", machine.name());
     }
     healthy(machine)
-}
-
-/// As Debian calls it.
-fn architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    }
 }

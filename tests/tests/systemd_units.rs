@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 /// Each unit, the drop-in it is judged with, and the highest exposure that it may have.
 const UNITS: [(&str, Option<&str>, f64); 4] = [
     ("cloison-agent.service", None, 2.0),
-    ("cloison-agent.service", Some("attachments.conf"), 2.3),
+    ("cloison-agent.service", Some("attachments.conf"), 2.4),
     ("cloison-agent-prepare.service", None, 2.0),
     ("cloison-coordinator.service", None, 1.3),
 ];

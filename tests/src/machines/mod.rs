@@ -11,6 +11,7 @@
 //! A machine that does not boot is an error that shows its console and its journal; nothing is skipped. See [`boot`] for how it is started.
 
 mod boot;
+pub mod packages;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
