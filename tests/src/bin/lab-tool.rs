@@ -5,7 +5,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::io::{ErrorKind, Read, Write, stdout};
+use std::io::{ErrorKind, Read, Write, stdin, stdout};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use clap::{Parser, Subcommand};
-use cloison_tests::lab::cleanup;
+use cloison_tests::lab::{cleanup, sockets};
 use etherparse::PacketBuilder;
 use serde_json::{Value, json};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -74,6 +74,8 @@ enum What {
         #[arg(long, default_value_t = 5)]
         count: u64,
     },
+    /// Makes sockets of every shape as it is told: an order a line on its standard input, an answer a line on its output.
+    Obey,
     /// Becomes another program, with the descriptors that a service manager of the lab keeps, numbered from 3 on.
     WithKept {
         /// The manager's socket.
@@ -106,6 +108,7 @@ fn main() -> ExitCode {
         What::UdpListen { at } => udp_listen(at),
         What::UdpStream { to, pace, from } => udp_stream(to, pace, from),
         What::Forge { from, to, count } => forge(from, to, count),
+        What::Obey => sockets::obey(stdin().lock(), stdout()).map(|()| ExitCode::SUCCESS),
         What::WithKept { manager, line } => Err(with_kept(&manager, &line)),
         What::Clean => clean(),
     };
