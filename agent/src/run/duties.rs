@@ -476,6 +476,7 @@ fn clock_warning(offset: i64) -> String {
     let direction = if offset < 0 { "behind" } else { "ahead of" };
     format!(
         "this host's clock is {} {direction} the mesh's: set it (`timedatectl`); nothing stops because of it",
-        span(offset.unsigned_abs())
+        // Leases tell whole seconds: the nearest minute is what can be said.
+        span((offset.unsigned_abs() + 30) / 60 * 60)
     )
 }
