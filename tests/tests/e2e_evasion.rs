@@ -217,7 +217,7 @@ fn from_inside_a_namespace(stage: &mut Stage, matrix: &mut Matrix) -> Result<()>
 fn databases(stage: &mut Stage, matrix: &mut Matrix) -> Result<()> {
     let at = stage.at;
     let server = Postgres::start(stage.mesh.host("db-1")?, &at.postgres.addresses())?;
-    server.admit_only(stage.mesh.host("db-1")?, &at.n8n.addresses())?;
+    server.admit_only(&at.n8n.addresses())?;
     let app = stage.app()?;
     let query = |who: &Who, to: IpAddr| {
         let mut line = who.line();

@@ -117,19 +117,6 @@ impl Postgres {
             .count()
     }
 
-    /// Has it admit clients over the network from these addresses alone.
-    ///
-    /// # Errors
-    /// If its list cannot be written, or the kernel refuses to signal it.
-    pub fn admit_only(&self, host: &Host, clients: &[IpAddr]) -> Result<()> {
-        let lines = clients
-            .iter()
-            .map(|client| format!("host all all {client}/{} trust\n", if client.is_ipv4() { 32 } else { 128 }));
-        let list = host.folder().join("postgres/pg_hba.conf");
-        std::fs::write(list, "local all all trust\n".to_owned() + &lines.collect::<String>())?;
-        self.process.signal(Signal::HUP)
-    }
-
     /// Stops it at once, as its own fast shutdown does.
     ///
     /// # Errors
