@@ -28,6 +28,7 @@ components:
   worker:   {on: app-1, attach: {unit: worker.service}}
   job:      {on: app-1, attach: {unit: job@1.service}}
   first:    {on: app-1, attach: {unit: first.service}}
+  waited:   {on: app-1, attach: {unit: waited.service}}
   ondemand: {on: app-1, attach: {unit: ondemand.service}, services: {greet: tcp/7100}}
   backup:   {on: app-1, attach: {user: backup}}
   postgres: {on: app-1, attach: {unit: postgresql@15-main.service}, services: {sql: tcp/5432}}
@@ -39,6 +40,7 @@ allow:
   - n8n -> ondemand:greet
   - job -> postgres:sql
   - first -> postgres:sql
+  - waited -> postgres:sql
   - backup -> postgres:sql
 ";
 
@@ -46,7 +48,7 @@ allow:
 const FIRST: &str = "[Service]\nType=oneshot\nEnvironmentFile=-/etc/%N.env\nExecStart=/bin/bash -c 'exec 3<>/dev/tcp/${TARGET}/5432'\n";
 
 /// The units of the application's machine.
-const UNITS: [(&str, &str); 6] = [
+const UNITS: [(&str, &str); 7] = [
     (
         "n8n.service",
         "[Service]\nDynamicUser=yes\nExecStart=/usr/local/bin/n8n\n[Install]\nWantedBy=multi-user.target\n",
@@ -66,6 +68,7 @@ const UNITS: [(&str, &str); 6] = [
     ),
     ("first.service", FIRST),
     ("plain.service", FIRST),
+    ("waited.service", FIRST),
 ];
 
 /// Prints what an address answers over HTTP.
@@ -320,18 +323,24 @@ impl Story {
         let app = &self.app;
         app.write("/etc/first.env", &format!("TARGET={}\n", self.address("postgres")?))?;
         app.write("/etc/plain.env", "TARGET=127.0.0.1\n")?;
-        let count = std::env::var("CLOISON_FIRST_CONNECTS").unwrap_or_else(|_| "20".to_owned());
-        for name in ["plain", "first"] {
+        app.sh("cp /etc/first.env /etc/waited.env")?;
+        app.write(
+            "/etc/systemd/system/waited.service.d/wait.conf",
+            "[Service]\nExecStartPre=/bin/sleep 0.1\n",
+        )?;
+        app.ok(&["systemctl", "daemon-reload"])?;
+        let count: u32 = std::env::var("CLOISON_FIRST_CONNECTS").map_or(Ok(20), |count| count.parse())?;
+        for (name, at_least) in [("plain", count), ("first", count / 2), ("waited", count - count / 10)] {
             let start = Instant::now();
             let script = format!(
                 "ok=0; for i in $(seq {count}); do systemctl start {name}.service && ok=$((ok + 1)); done 2>/dev/null; echo $ok; systemctl reset-failed"
             );
-            let ok = app.sh(&script)?;
+            let connected: u32 = app.sh(&script)?.trim().parse()?;
             eprintln!(
-                "{name}: {} of {count} first connects in {} ms",
-                ok.trim(),
+                "{name}: {connected} of {count} first connects in {} ms",
                 start.elapsed().as_millis()
             );
+            ensure!(connected >= at_least, "{name}: {connected} of {count}");
         }
         Ok(())
     }

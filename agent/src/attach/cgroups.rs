@@ -7,10 +7,11 @@
 //! A cgroup is known by its id, which the kernel does not use again, and never by its path alone.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use cloison_proto::label::ComponentName;
 
@@ -115,6 +116,33 @@ impl Tree {
         };
         self.descend(&mut scan, claims, &root, true);
         scan
+    }
+
+    /// The cgroup of this name in a directory that a scan has watched, if it is claimed; the parent still has to be the one of that id.
+    pub(super) fn claimed_child(
+        &self,
+        claims: &[(ComponentName, Claim)],
+        parent: &Path,
+        parent_id: u64,
+        name: &OsStr,
+    ) -> Option<(Cgroup, ComponentName)> {
+        let (name, above) = (name.to_str()?, parent.strip_prefix(&self.root).ok()?.to_str()?);
+        let below_slices = above.is_empty() || above.split('/').all(|part| part.ends_with(".slice"));
+        let path = if above.is_empty() {
+            format!("/{name}")
+        } else {
+            format!("/{above}/{name}")
+        };
+        let (component, _) = claims.iter().find(|(_, claim)| claims_leaf(claim, &path, name, below_slices))?;
+        let metadata = std::fs::symlink_metadata(self.place(&path)).ok().filter(Metadata::is_dir)?;
+        let is_same = std::fs::metadata(parent).is_ok_and(|now| now.ino() == parent_id);
+        let level = u8::try_from(path.matches('/').count()).ok()?;
+        let cgroup = Cgroup {
+            id: metadata.ino(),
+            level,
+            path,
+        };
+        is_same.then(|| (cgroup, component.clone()))
     }
 
     pub(super) fn place(&self, path: &str) -> PathBuf {
@@ -319,5 +347,23 @@ mod tests {
             Some("/sys/fs/cgroup/unified".into())
         );
         assert_eq!(mount_point("32 24 0:27 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu"), None);
+    }
+
+    #[test]
+    fn a_new_cgroup_is_claimed_by_the_same_rules_as_in_a_scan() -> Outcome {
+        let (_root, tree) = tree(&["system.slice/n8n.service", "user.slice/user@1.service/n8n.service"])?;
+        let claims = claims(&[("n8n", "n8n.service")])?;
+        let claimed = |parent: &str, id: Option<u64>| -> Result<_, Box<dyn std::error::Error>> {
+            let parent = tree.place(parent);
+            let id = id.map_or_else(|| std::fs::metadata(&parent).map(|m| m.ino()), Ok)?;
+            Ok(tree.claimed_child(&claims, &parent, id, OsStr::new("n8n.service")))
+        };
+        let found = claimed("/system.slice", None)?.map(|(cgroup, _)| cgroup);
+        let scanned = tree.scan(&claims).claimed.pop().map(|(cgroup, _)| cgroup);
+        assert!(found.is_some() && found == scanned, "{found:?} {scanned:?}");
+        assert_eq!(claimed("/user.slice/user@1.service", None)?, None, "not below slices");
+        assert_eq!(claimed("/system.slice", Some(1))?, None, "another parent is there now");
+        assert_eq!(claimed("/user.slice", None)?, None, "gone already");
+        Ok(())
     }
 }

@@ -8,8 +8,11 @@
 //! A cgroup that is claimed is marked first and bound then, so that a socket that passes was routed as its component's.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ffi::{OsStr, OsString};
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -332,6 +335,29 @@ impl State {
         claimed.chain(rest).max().unwrap_or(0).max(MIN_LEVELS)
     }
 
+    /// Takes up claimed cgroups that the kernel has just told of, before anything else is looked at: their first packets are on the way.
+    /// What it cannot do is left to [`State::follow`], which comes behind it and looks at everything.
+    fn greet(&mut self, new: &[(PathBuf, u64, OsString)]) {
+        let Some(tree) = &self.tree else { return };
+        let claims = claims_of(&self.bound.iter().map(|(m, _)| m.clone()).collect::<Vec<_>>());
+        let found: Vec<_> = new
+            .iter()
+            .filter_map(|(parent, id, name)| tree.claimed_child(&claims, parent, *id, name))
+            .filter(|(cgroup, _)| self.scan.claimed.iter().all(|(known, _)| known.id != cgroup.id))
+            .collect();
+        if found.is_empty() || self.filled.is_none() {
+            return;
+        }
+        self.scan.claimed.extend(found);
+        self.mark();
+        self.store_owners(false);
+        if let Err(error) = self.fill() {
+            tracing::debug!(%error, "a new cgroup is not taken up at once");
+            self.filled = None;
+            self.nudge.give();
+        }
+    }
+
     /// Makes sets, marks and owners what the cgroups now say.
     fn follow(&mut self) -> Result<(), NetlinkError> {
         let before = self.shown();
@@ -477,9 +503,10 @@ impl Thread {
             let (mut watch, mut ready) = (watch, Vec::new());
             while poller.wait(&mut ready, LOOK_EVERY).is_ok() && !stop.load(Ordering::Acquire) {
                 woken.clear();
-                watch.clear();
+                let new = watch.read();
                 let Some(state) = state.upgrade() else { break };
                 let mut state = state.lock();
+                state.greet(&new);
                 if rules.as_mut().is_some_and(RulesMonitor::look) {
                     state.close_without_table();
                 }
@@ -535,33 +562,47 @@ impl Drop for Thread {
 #[derive(Debug)]
 struct Watch {
     inotify: OwnedFd,
-    watched: BTreeSet<(PathBuf, u64)>,
+    /// By the number of the watch.
+    watched: BTreeMap<(PathBuf, u64), i32>,
 }
 
 impl Watch {
     fn new() -> io::Result<Self> {
         Ok(Self {
             inotify: inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?,
-            watched: BTreeSet::new(),
+            watched: BTreeMap::new(),
         })
     }
 
     /// Watches these directories; whether one of them is new. One that went takes its watch along.
     fn follow(&mut self, wanted: &BTreeSet<(PathBuf, u64)>) -> bool {
-        self.watched.retain(|one| wanted.contains(one));
+        self.watched.retain(|one, _| wanted.contains(one));
         let mut is_new = false;
         for one in wanted {
             let flags = inotify::WatchFlags::CREATE | inotify::WatchFlags::DELETE | inotify::WatchFlags::ONLYDIR;
-            if !self.watched.contains(one) && inotify::add_watch(&self.inotify, &one.0, flags).is_ok() {
-                is_new |= self.watched.insert(one.clone());
+            if !self.watched.contains_key(one)
+                && let Ok(number) = inotify::add_watch(&self.inotify, &one.0, flags)
+            {
+                is_new |= self.watched.insert(one.clone(), number).is_none();
             }
         }
         is_new
     }
 
-    fn clear(&self) {
-        let mut buffer = [0u8; 16 * 1024];
-        while rustix::io::read(&self.inotify, &mut buffer).is_ok_and(|length| length > 0) {}
+    /// What the kernel told: the directories that are new, by their parent's path and id and their name. Whatever else it told of is not
+    /// lost, since everything is looked at next.
+    fn read(&self) -> Vec<(PathBuf, u64, OsString)> {
+        let mut buffer = [MaybeUninit::uninit(); 16 * 1024];
+        let mut reader = inotify::Reader::new(&self.inotify, &mut buffer);
+        let mut new = Vec::new();
+        while let Ok(event) = reader.next() {
+            let is_new = event.events().contains(inotify::ReadFlags::CREATE | inotify::ReadFlags::ISDIR);
+            let parent = self.watched.iter().find(|(_, number)| **number == event.wd());
+            if let (true, Some(((path, id), _)), Some(name)) = (is_new, parent, event.file_name()) {
+                new.push((path.clone(), *id, OsStr::from_bytes(name.to_bytes()).to_owned()));
+            }
+        }
+        new
     }
 }
 
