@@ -209,6 +209,41 @@ mod tests {
     }
 
     #[test]
+    fn a_component_is_told_of_itself_and_of_what_it_may_reach_and_not_of_its_neighbours() -> Outcome {
+        let mut view = view()?;
+        let n8n = view.instances.values().next().ok_or("an instance")?.clone();
+        for (number, name) in [(98, "front"), (99, "other")] {
+            let component: ComponentName = name.parse()?;
+            let mut instance = n8n.clone();
+            instance.component = component.clone();
+            instance.addresses = view.config.overlay.nth(number).ok_or("an address")?;
+            view.instances.insert(component, instance);
+        }
+        let mut to_n8n = view.rules.first().ok_or("a rule")?.clone();
+        (to_n8n.id, to_n8n.from, to_n8n.to) = (RuleId([9; 16]), "front".parse()?, "n8n".parse()?);
+        view.rules.push(to_n8n);
+        let report = shared(&["n8n", "front", "other"])?;
+        let told = |whom: &[&str]| -> Outcome<Vec<String>> {
+            let whom = whom.iter().map(|name| name.parse()).collect::<Result<_, _>>()?;
+            Ok(names(&entries_for(&whom, &view, &report, MeshTime(1))))
+        };
+        assert_eq!(told(&["other"])?, ["other.app-1"]);
+        assert_eq!(
+            told(&["front"])?,
+            ["front.app-1", "n8n.app-1"],
+            "what n8n may reach is n8n's business"
+        );
+        assert_eq!(told(&["n8n"])?.len(), 5);
+        assert_eq!(
+            told(&["n8n", "other"])?.len(),
+            6,
+            "the host's namespace is told for all its components"
+        );
+        assert!(told(&[])?.is_empty() && told(&["postgres"])?.is_empty(), "who does not run here");
+        Ok(())
+    }
+
+    #[test]
     fn a_rule_that_expired_or_opens_nothing_names_nobody_and_an_instance_that_is_not_attached_has_no_name() -> Outcome {
         let mut view = view()?;
         let mut rule = view.rules.pop().ok_or("a rule")?;

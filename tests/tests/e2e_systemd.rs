@@ -271,7 +271,7 @@ impl Story {
         // The TUN made anew.
         app.ok(&["ip", "link", "delete", "cloison0"])?;
         wait_for("the name behind a new TUN", SOON, || Ok(finds()?.then_some(())))?;
-        app.sh("systemctl stop systemd-resolved; rm /etc/cloison/agent.toml; systemctl restart cloison-agent")?;
+        app.sh("systemctl stop systemd-resolved; rm -r /etc/cloison; systemctl restart cloison-agent")?;
         let after = app.sh(untouched)?;
         ensure!(after == before, "a resolver file was changed:\n{before}\n{after}");
         self.applied()
