@@ -386,6 +386,9 @@ impl Dataplane {
         if self.filled != self.host.loads() || !self.claims.are_filled() {
             self.claims.fill()?;
             self.filled = self.host.loads();
+        } else {
+            // The table says the same, and may be about other cgroups.
+            self.claims.follow()?;
         }
         Ok(())
     }
@@ -549,7 +552,7 @@ impl Dataplane {
                 false
             })
         };
-        let mut all = well(&mut self.host) && !self.claims.want_another_table();
+        let mut all = well(&mut self.host) && !self.claims.want_another_table() && self.claims.users_are_as_before();
         if !self.claims.are_filled() {
             self.host.forget_table();
             all = false;

@@ -188,7 +188,7 @@ impl HostWitness {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Unknown;
 
-const BLIND: &str = "this kernel does not tell whose sockets are: components that are a user's receive nothing";
+const BLIND: &str = "this kernel does not tell whose sockets are: components that are a user's receive nothing, nor does a `host` component beside them by UDP";
 
 fn open() -> Result<Option<SockDiag>, NetlinkError> {
     let mut diag = SockDiag::open()?;
@@ -236,7 +236,9 @@ impl Witness for HostWitness {
         let Some(owner) = owners.of_address(packet.dst) else {
             return self.tun.is_some_and(|host| host.id != tun);
         };
-        let is_users = self.by_user.contains(&packet.dst);
+        // A user's socket that listens on all addresses hears the rest's datagrams, too: nftables knows no users of those who hear.
+        let is_beside_users = !owners.users.is_empty() && owners.host.as_ref() == Some(owner);
+        let is_users = self.by_user.contains(&packet.dst) || is_beside_users && matches!(packet.transport, Transport::Udp { .. });
         if !is_users && (self.diag.is_none() || matches!(packet.transport, Transport::Udp { .. })) {
             return true;
         }

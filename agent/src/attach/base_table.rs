@@ -151,7 +151,7 @@ table arp {name} {{
         let definitions = claims.as_ref().map(ClaimTable::definitions).unwrap_or_default();
         let speaking = claims.as_ref().map(|claims| claims.output(tun, *range)).unwrap_or_default();
         let hearing = claims.as_ref().map(|claims| claims.input(tun, *range)).unwrap_or_default();
-        let definitions = definitions + &resolver_table::definitions(*range);
+        let definitions = definitions + &resolver_table::definitions(*range, claims.is_some());
         let (asking, asked) = (resolver_table::jumps("oifname", *range), resolver_table::jumps("iifname", *range));
         let ((v4, v4_len), (v6, v6_len)) = (range.v4(), range.v6());
         format!(
@@ -227,6 +227,8 @@ pub fn remove(name: &TableName) -> Result<(), BaseTableError> {
     // Naming the table first makes one if there is none, so that deleting cannot fail for that.
     let removal = |family| format!("table {family} {name}\ndelete table {family} {name}\n");
     run_nft(name, &["-f", "-"], &removal("inet"))?;
+    let trial = format!("table inet {name}_trial\ndelete table inet {name}_trial\n");
+    run_nft(name, &["-f", "-"], &trial)?;
     // Where the kernel lacks the family there is none.
     let _ = run_nft(name, &["-f", "-"], &removal("arp"));
     Ok(())

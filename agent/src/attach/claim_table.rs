@@ -110,7 +110,7 @@ impl ClaimTable {
         // Every user: a packet that has a socket at all. A socket that the kernel made on somebody's behalf has no user, so of what has none
         // only that passes which a stream or an error can leave behind; a stream's first packet is the witness's business, too.
         text.push_str(
-            "    meta skuid 0-4294967294 goto unspoken\n    meta l4proto { tcp, icmp, ipv6-icmp } accept\n    goto unspoken\n  }\n",
+            "    meta skuid 0-4294967294 goto unspoken\n    tcp flags & (syn | ack) == syn goto unspoken\n    meta l4proto { tcp, icmp, ipv6-icmp } accept\n    goto unspoken\n  }\n",
         );
     }
 
@@ -143,6 +143,16 @@ impl ClaimTable {
         if let Some(rest) = self.rest {
             let _ = writeln!(text, "    ip daddr {} goto rest", rest.v4);
             let _ = writeln!(text, "    ip6 daddr {} goto rest", rest.v6);
+        }
+        // The rest of a stream that was closed here first has no cgroup any more, and stands before the listener that a new one reaches. The
+        // agent has asked whose that listener is.
+        for address in self.of_cgroups.iter().flat_map(|pair| pair.both()) {
+            let to = if address.is_ipv4() { "ip daddr" } else { "ip6 daddr" };
+            let _ = writeln!(text, "    {to} {address} socket cgroupv2 level 1 != @none goto unheard");
+            let _ = writeln!(
+                text,
+                "    {to} {address} socket transparent 0 tcp flags & (syn | ack) == syn accept"
+            );
         }
         text.push_str("    tcp flags & (syn | ack) != syn accept\n    goto unheard\n  }\n");
     }

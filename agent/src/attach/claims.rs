@@ -40,6 +40,15 @@ use crate::sys::poll::{Poller, Waker};
 /// How often the thread looks at the cgroups without being told of a change.
 const LOOK_EVERY: Duration = Duration::from_secs(3);
 
+/// How often the thread looks again, at once, for what came while it looked.
+const ROUNDS: usize = 4;
+
+/// How long it leaves everything to others then: it holds what views need, and cgroups may come without end.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// Most events of the kernel that are taken one by one; the others are found by the look at everything.
+const EVENTS: usize = 256;
+
 /// Levels of cgroups that the base table knows in any case: `system.slice`, its services, and the instances of a template.
 const MIN_LEVELS: u8 = 3;
 
@@ -175,6 +184,9 @@ impl Claims {
         let mut state = self.state.lock();
         let settled = state.set(wanted);
         let follows = !state.bound.is_empty();
+        if self.thread.as_ref().is_some_and(Thread::has_ended) {
+            self.thread = None;
+        }
         drop(state);
         if follows && self.thread.is_none() {
             self.thread = Thread::start(&self.state, self.rules.take())
@@ -201,6 +213,25 @@ impl Claims {
         }
         state.filled = Some(BTreeSet::new());
         state.follow()
+    }
+
+    /// Makes sets, marks and owners what the claims say, in a table that is loaded.
+    ///
+    /// # Errors
+    /// [`NetlinkError`].
+    pub fn follow(&mut self) -> Result<(), NetlinkError> {
+        self.state.lock().follow()
+    }
+
+    /// Whether the claimed users still have the numbers that the base table knows.
+    #[must_use]
+    pub fn users_are_as_before(&self) -> bool {
+        let state = self.state.lock();
+        let is_same = |(member, number): &(Member, Option<u32>)| match &member.claim {
+            Claim::User(user) => claim::number_of(user).ok() == *number,
+            Claim::Unit(_) | Claim::Cgroup(_) => true,
+        };
+        state.bound.iter().all(is_same)
     }
 
     /// Whether a cgroup lies deeper than the base table looks, so that [`Claims::set`] is to be called again.
@@ -517,12 +548,18 @@ impl Thread {
                     );
                     // Whatever is in the sets now: the table is loaded and filled anew.
                     state.filled = None;
+                    state.store_owners(true);
                     state.nudge.give();
                 }
-                // What came while a directory was not watched yet is found by looking once more.
-                while watch.follow(&state.scan.watched) {
+                // What came while a directory was not watched yet is found by looking once more; who makes cgroups without end is left behind.
+                for _ in 0..ROUNDS {
+                    if stop.load(Ordering::Acquire) || !watch.follow(&state.scan.watched) {
+                        break;
+                    }
                     let _ = state.follow();
                 }
+                drop(state);
+                std::thread::sleep(PAUSE);
             }
             rules
         };
@@ -539,6 +576,11 @@ impl Thread {
     /// Ends it, and gives back what it listened to.
     fn end(mut self) -> Option<RulesMonitor> {
         self.join()
+    }
+
+    /// Whether it ended by itself.
+    fn has_ended(&self) -> bool {
+        self.handle.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
     fn join(&mut self) -> Option<RulesMonitor> {
@@ -595,7 +637,8 @@ impl Watch {
         let mut buffer = [MaybeUninit::uninit(); 16 * 1024];
         let mut reader = inotify::Reader::new(&self.inotify, &mut buffer);
         let mut new = Vec::new();
-        while let Ok(event) = reader.next() {
+        for _ in 0..EVENTS {
+            let Ok(event) = reader.next() else { break };
             let is_new = event.events().contains(inotify::ReadFlags::CREATE | inotify::ReadFlags::ISDIR);
             let parent = self.watched.iter().find(|(_, number)| **number == event.wd());
             if let (true, Some(((path, id), _)), Some(name)) = (is_new, parent, event.file_name()) {

@@ -11,12 +11,23 @@ use crate::names::dns::serve::PORT;
 
 /// The chain that judges what comes for the resolver, and what comes back to who asked from the resolver's own address, as the kernel has who
 /// binds to none. What comes back begins no stream, and is the resolver's: port 53 of any other address would lead to any port.
-pub(super) fn definitions(range: OverlayRange) -> String {
+///
+/// Where components share the namespace, nobody asks from an address of theirs: if somebody else listens on port 53 of all addresses, he would take
+/// it for theirs.
+pub(super) fn definitions(range: OverlayRange, is_shared: bool) -> String {
     let resolver = range.resolver();
     let (v4, v6) = (resolver.v4, resolver.v6);
+    let ((all_v4, v4_len), (all_v6, v6_len)) = (range.v4(), range.v6());
+    let foreign = if is_shared {
+        format!(
+            "    ip saddr {all_v4}/{v4_len} ip saddr != {v4} counter drop comment \"asks as a component\"\n    ip6 saddr {all_v6}/{v6_len} ip6 saddr != {v6} counter drop comment \"asks as a component\"\n"
+        )
+    } else {
+        String::new()
+    };
     format!(
         r#"  chain resolving {{
-    meta l4proto {{ tcp, udp }} th dport {PORT} accept
+{foreign}    meta l4proto {{ tcp, udp }} th dport {PORT} accept
     ip saddr {v4} udp sport {PORT} accept
     ip6 saddr {v6} udp sport {PORT} accept
     ip saddr {v4} tcp sport {PORT} tcp flags & (syn | ack) != syn accept

@@ -123,7 +123,7 @@ impl Trial {
         for (hook, owner) in [("output", speaks), ("input", hears)] {
             let _ = writeln!(
                 text,
-                "  chain {hook} {{\n    type filter hook {hook} priority 0; policy accept;\n    udp dport != {port} accept\n    {owner} accept\n    drop\n  }}"
+                "  chain {hook} {{\n    type filter hook {hook} priority 0; policy accept;\n    ip daddr != 127.0.0.1 accept\n    udp dport != {port} accept\n    {owner} accept\n    drop\n  }}"
             );
         }
         text + "}\n"

@@ -159,7 +159,13 @@ impl Site {
             if !is_safe && let Some(conflict) = find_conflict(&mut netlink, common.range, &own)? {
                 return Err(Unenforced::Conflict(conflict));
             }
+            // Without a table that says whose sockets are whose, anybody may have sent what waits in a TUN that was kept.
+            let first = members.claims.is_some() && loaded.as_ref().is_none_or(|table| table.claims.is_none());
+            let was_open = first && tun.is_some() && !base_table::has_claims(&common.table)?;
             load_base_table((loaded, loads), common, members.claims.as_ref())?;
+            if was_open {
+                tun.as_deref().inspect(|tun| tun.discard());
+            }
             if members.all().next().is_none() {
                 // Whoever still holds it may tell the ends of its flows; then it goes.
                 give_up(tun.as_deref());
@@ -192,6 +198,9 @@ impl Site {
                 tracing::warn!(table = %table.name, "the base table was removed by somebody else; loading it again");
                 table.load()?;
                 *loads += 1;
+                if table.claims.is_some() {
+                    tun.as_deref().inspect(|tun| tun.discard());
+                }
             }
             let Some(tun) = tun else { return Ok(true) };
             let links = link::list(&mut Netlink::open()?)?;

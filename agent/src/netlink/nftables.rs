@@ -1,7 +1,7 @@
 //! Elements of nftables' sets, changed by netlink: a cgroup is named by its id there, which the text that `nft` reads cannot do, and a change
 //! takes microseconds instead of a program's start.
 //!
-//! Tables, chains and the sets themselves are `nft`'s business ([`crate::attach::base_table`]). All changes of one call are one transaction.
+//! Tables, chains and the sets themselves are `nft`'s business ([`crate::attach::base_table`]).
 
 use std::io;
 use std::net::IpAddr;
@@ -45,6 +45,10 @@ const HEADER: usize = 16;
 
 /// Elements in one message: far below the 64 KiB that an attribute can hold.
 const ELEMENTS: usize = 256;
+
+/// Changes in one transaction: what a socket sends at once is at most 208 KiB by default (`net.core.wmem_default`), and an element takes up to 40
+/// bytes.
+const TRANSACTION: usize = 4_000;
 
 /// What identifies a socket in a set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -109,15 +113,14 @@ impl Nftables {
         &self.table
     }
 
-    /// Makes all `changes`, or none of them.
+    /// Makes all `changes`: so many at a time, each time all of them or none.
     ///
     /// # Errors
     /// [`NetlinkError`]; ENOENT if the table, a set, or an element that is to go is not there.
     pub fn change(&mut self, changes: &[Change]) -> Result<(), NetlinkError> {
-        if changes.is_empty() {
-            return Ok(());
-        }
-        self.exchange(changes)
+        changes
+            .chunks(TRANSACTION)
+            .try_for_each(|some| self.exchange(some))
             .map_err(|e| NetlinkError::new("change the base table's sets", e))
     }
 

@@ -161,6 +161,17 @@ impl Tun {
             .ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
     }
 
+    /// Throws away what waits to be read.
+    pub fn discard(&self) {
+        let (mut header, mut packet) = ([0; VNET_HEADER_LEN], [0; 1]);
+        // A queue is shorter than this; what comes meanwhile is not what waited.
+        for _ in 0..4096 {
+            if self.read(&mut header, &mut packet).is_err() {
+                return;
+            }
+        }
+    }
+
     /// Writes one packet with its header.
     ///
     /// # Errors

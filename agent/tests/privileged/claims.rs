@@ -179,6 +179,19 @@ fn a_cgroup_that_is_made_anew_is_bound_again_and_one_that_is_unknown_is_nobody()
 }
 
 #[test]
+fn a_server_that_closes_first_is_reached_again_from_the_same_port() -> Outcome {
+    let (n8n_group, postgres_group) = (Group::new("n8n")?, Group::new("postgres")?);
+    let mesh = shared_host(&n8n_group.attachment(), "user:2002", &postgres_group.attachment());
+    let [one, two] = two_hosts(&mesh)?;
+    let (mut n8n, mut server) = (one.person_in(0, &n8n_group)?, two.person_in(0, &postgres_group)?);
+    for (n8n_at, postgres) in mesh.address("n8n")?.both().into_iter().zip(mesh.address("postgres")?.both()) {
+        server.dismisses(at(postgres, 5432))?;
+        assert_eq!(n8n.comes_back(at(postgres, 5432))?, Ok(n8n_at));
+    }
+    Ok(())
+}
+
+#[test]
 fn a_foreign_flush_of_the_ruleset_is_mended_with_everything_that_was_bound() -> Outcome {
     let group = Group::new("n8n")?;
     let mesh = shared_host(&group.attachment(), "user:2002", "host");

@@ -129,6 +129,16 @@ impl Person {
         Ok(self.attempt("listen", at, None)?.map(drop)?)
     }
 
+    /// Listens, and greets everybody for good.
+    pub(crate) fn dismisses(&mut self, at: SocketAddr) -> Outcome {
+        Ok(self.attempt("dismiss", at, None)?.map(drop)?)
+    }
+
+    /// Connects twice from one port, to a server that ends each stream first.
+    pub(crate) fn comes_back(&mut self, to: SocketAddr) -> Outcome<Attempt> {
+        self.attempt("twice", to, None)
+    }
+
     /// Answers each datagram.
     pub(crate) fn answers_datagrams(&mut self, at: SocketAddr) -> Outcome {
         Ok(self.attempt("echo", at, None)?.map(drop)?)
@@ -180,7 +190,9 @@ fn a_person_does_as_it_is_told() -> Outcome {
                 local
             }),
             "ask" => ask(at, from),
-            "listen" => listen(at),
+            "twice" => twice(at),
+            "listen" => listen(at, true),
+            "dismiss" => listen(at, false),
             _ => echo(at),
         };
         match came {
@@ -217,13 +229,32 @@ fn ask(to: SocketAddr, from: Option<IpAddr>) -> std::io::Result<IpAddr> {
     Ok(socket.local_addr()?.ip())
 }
 
-fn listen(at: SocketAddr) -> std::io::Result<IpAddr> {
+fn twice(to: SocketAddr) -> std::io::Result<IpAddr> {
+    let mut from: SocketAddr = if to.is_ipv4() { ([0; 4], 0).into() } else { ([0; 16], 0).into() };
+    for _ in 0..2 {
+        let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+        socket.set_reuse_address(true)?;
+        socket.bind(&from.into())?;
+        socket.connect_timeout(&to.into(), Duration::from_secs(2))?;
+        socket.set_read_timeout(Some(Duration::from_secs(2)))?;
+        from = socket.local_addr()?.as_socket().ok_or(std::io::ErrorKind::Other)?;
+        (&socket).read_to_end(&mut Vec::new())?;
+        drop(socket);
+        // Until the last segments are exchanged, the port is still ours.
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    Ok(from.ip())
+}
+
+fn listen(at: SocketAddr, holds: bool) -> std::io::Result<IpAddr> {
     let listener = TcpListener::bind(at)?;
     let greet = move || {
         let mut held = Vec::new();
         for mut stream in listener.incoming().flatten() {
             let _gone = stream.write_all(b"hello");
-            held.push(stream);
+            if holds {
+                held.push(stream);
+            }
         }
     };
     std::thread::spawn(greet);
