@@ -151,7 +151,7 @@ table arp {name} {{
         let definitions = claims.as_ref().map(ClaimTable::definitions).unwrap_or_default();
         let speaking = claims.as_ref().map(|claims| claims.output(tun, *range)).unwrap_or_default();
         let hearing = claims.as_ref().map(|claims| claims.input(tun, *range)).unwrap_or_default();
-        let definitions = definitions + &resolver_table::definitions();
+        let definitions = definitions + &resolver_table::definitions(*range);
         let (asking, asked) = (resolver_table::jumps("oifname", *range), resolver_table::jumps("iifname", *range));
         let ((v4, v4_len), (v6, v6_len)) = (range.v4(), range.v6());
         format!(

@@ -10,13 +10,17 @@ use cloison_proto::net::OverlayRange;
 use crate::names::dns::serve::PORT;
 
 /// The chain that judges what comes for the resolver, and what comes back to who asked from the resolver's own address, as the kernel has who
-/// binds to none. What comes back begins no stream: that would lead to any port.
-pub(super) fn definitions() -> String {
+/// binds to none. What comes back begins no stream, and is the resolver's: port 53 of any other address would lead to any port.
+pub(super) fn definitions(range: OverlayRange) -> String {
+    let resolver = range.resolver();
+    let (v4, v6) = (resolver.v4, resolver.v6);
     format!(
         r#"  chain resolving {{
     meta l4proto {{ tcp, udp }} th dport {PORT} accept
-    udp sport {PORT} accept
-    tcp sport {PORT} tcp flags & (syn | ack) != syn accept
+    ip saddr {v4} udp sport {PORT} accept
+    ip6 saddr {v6} udp sport {PORT} accept
+    ip saddr {v4} tcp sport {PORT} tcp flags & (syn | ack) != syn accept
+    ip6 saddr {v6} tcp sport {PORT} tcp flags & (syn | ack) != syn accept
     meta l4proto {{ icmp, ipv6-icmp }} accept
     counter drop comment "no service of the resolver"
   }}
