@@ -107,8 +107,11 @@ impl ClaimTable {
             let _ = writeln!(text, "    ip saddr {} goto rest", rest.v4);
             let _ = writeln!(text, "    ip6 saddr {} goto rest", rest.v6);
         }
-        // Every user: a packet that has a socket at all.
-        text.push_str("    meta skuid 0-4294967294 goto unspoken\n    accept\n  }\n");
+        // Every user: a packet that has a socket at all. A socket that the kernel made on somebody's behalf has no user, so of what has none
+        // only that passes which a stream or an error can leave behind; a stream's first packet is the witness's business, too.
+        text.push_str(
+            "    meta skuid 0-4294967294 goto unspoken\n    meta l4proto { tcp, icmp, ipv6-icmp } accept\n    goto unspoken\n  }\n",
+        );
     }
 
     /// Who receives at which address: the socket is the very one that the packet would reach.
@@ -121,7 +124,11 @@ impl ClaimTable {
             let _ = writeln!(text, "    {cgroup} . ip6 daddr @own6_{level} accept");
             let _ = writeln!(text, "    {cgroup} @claimed_{level} goto unheard");
         }
-        for addresses in self.of_users.values() {
+        for (user, addresses) in &self.of_users {
+            // Behind the first packet the kernel knows the socket, or the listener of one in the making: one that took a listener's place
+            // between the agent's question and the first packet gets no second one.
+            let _ = writeln!(text, "    ip daddr {} meta skuid != {user} goto unheard", addresses.v4);
+            let _ = writeln!(text, "    ip6 daddr {} meta skuid != {user} goto unheard", addresses.v6);
             let _ = writeln!(
                 text,
                 "    ip daddr {} accept comment \"the agent asked whose the listener is\"",
