@@ -2,7 +2,8 @@
 //! datagram arrives for a component that is a user's.
 //!
 //! Per batch: owners in force, which tell whether there is anything to ask. Per packet: address -> the component that owns it; socket -> user
-//! and cgroup -> the component that owns those. If they differ, or a stream has no socket, the engine drops the packet as `not_owner`.
+//! and cgroup -> the component that owns those. If they differ, or a stream has no socket, the engine drops the packet as `not_owner`. Whether
+//! the base table is still there is looked at in each batch, because datagrams are its business alone.
 //!
 //! What it does not do: look at the TUNs of containers and namespaces, where the source address alone decides, at UDP and ICMP on their way
 //! out, and at UDP for a cgroup's component, which are all the base table's. Between the answer and the delivery of a first packet another
@@ -22,6 +23,8 @@ use cloison_proto::label::ComponentName;
 use crate::attach::owners::{Owners, Shared};
 use crate::dataplane::with_causes;
 use crate::netlink::NetlinkError;
+use crate::netlink::monitor::RulesMonitor;
+use crate::netlink::nftables::Nftables;
 use crate::netlink::sock_diag::{Found, Kind, SockDiag, State};
 
 /// The host's TUN: its number, and the index of its interface.
@@ -82,6 +85,38 @@ pub struct HostWitness {
     tun: Option<HostTun>,
     /// In the namespace of this worker, from the first claim on.
     diag: Option<SockDiag>,
+    /// The base table, by which all is decided that is not asked about here.
+    table: Option<Table>,
+}
+
+/// Whether the base table is there, as of the last batch. Whoever follows the cgroups looks, too, and has it loaded again; but a thread that
+/// has to be woken leaves datagrams the time to pass.
+struct Table {
+    news: RulesMonitor,
+    nftables: Nftables,
+    /// `None` if nobody can say.
+    is_there: Option<bool>,
+}
+
+impl Table {
+    fn open(name: &str) -> Option<Self> {
+        let news = RulesMonitor::open()
+            .inspect_err(|error| tracing::warn!(%error, "a flush of the ruleset is noticed late"))
+            .ok()?;
+        let nftables = Nftables::open(name).ok()?;
+        Some(Self {
+            news,
+            nftables,
+            is_there: None,
+        })
+    }
+
+    /// Looks again if nftables changed, or could not be asked.
+    fn look(&mut self) {
+        if self.news.look() || self.is_there.is_none() {
+            self.is_there = self.nftables.has_table().ok();
+        }
+    }
 }
 
 impl HostWitness {
@@ -95,6 +130,7 @@ impl HostWitness {
             by_user: HashSet::new(),
             tun: None,
             diag: None,
+            table: None,
         }
     }
 
@@ -110,6 +146,9 @@ impl HostWitness {
                 .inspect_err(|error| tracing::warn!(error = with_causes(error), BLIND))
                 .ok()
                 .flatten();
+        }
+        if self.table.is_none() {
+            self.table = self.owners.table.as_deref().and_then(Table::open);
         }
         self.sockets.blind.store(self.has_claims && self.diag.is_none(), Ordering::Relaxed);
     }
@@ -169,12 +208,14 @@ impl Witness for HostWitness {
         }
         if self.has_claims {
             self.tun = self.sockets.tun.load().as_deref().copied();
+            self.table.iter_mut().for_each(Table::look);
         }
         self.has_claims
     }
 
     fn is_open(&self, tun: TunId) -> bool {
-        !self.owners.closed || self.tun.is_some_and(|host| host.id != tun)
+        let is_gone = self.owners.closed || self.table.as_ref().is_some_and(|table| table.is_there != Some(true));
+        !is_gone || self.tun.is_some_and(|host| host.id != tun)
     }
 
     fn is_senders(&mut self, tun: TunId, packet: &Parsed) -> bool {

@@ -433,6 +433,7 @@ impl State {
                 .filter_map(|(m, user)| Some(((*user)?, m.component.clone())))
                 .collect(),
             host: self.rest.as_ref().map(|(component, _)| component.clone()),
+            table: self.nftables.as_ref().map(|nftables| nftables.table().into()),
             closed,
         };
         self.owners.store(Arc::new(owners));

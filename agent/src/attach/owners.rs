@@ -19,6 +19,8 @@ pub struct Owners {
     pub users: HashMap<u32, ComponentName>,
     /// The component that is the rest of the host.
     pub host: Option<ComponentName>,
+    /// The name of the base table, which says the same to the kernel.
+    pub table: Option<Box<str>>,
     /// The base table is gone: until it is loaded again nothing passes the host's TUN.
     pub closed: bool,
 }

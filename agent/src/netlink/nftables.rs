@@ -103,6 +103,12 @@ impl Nftables {
         })
     }
 
+    /// The table that it is for.
+    #[must_use]
+    pub fn table(&self) -> &str {
+        &self.table
+    }
+
     /// Makes all `changes`, or none of them.
     ///
     /// # Errors
