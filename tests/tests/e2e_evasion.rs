@@ -93,7 +93,7 @@ fn nobody_but_its_processes_speaks_as_a_component() -> Result<()> {
                         } else {
                             Expected::Refused
                         };
-                        matrix.ask(name, &mut person, &format!("{of}: {what}"), by, to, &shape, expected)?;
+                        matrix.ask(name, &mut person, &format!("{of}: {what}"), (by, to), &shape, expected)?;
                     }
                 }
             }
@@ -111,8 +111,7 @@ fn nobody_but_its_processes_speaks_as_a_component() -> Result<()> {
                         name,
                         person,
                         &format!("{of}: binds to its address"),
-                        by,
-                        to,
+                        (by, to),
                         &bound(from),
                         Expected::Refused,
                     )?;
@@ -201,7 +200,7 @@ fn from_inside_a_namespace(stage: &mut Stage, matrix: &mut Matrix) -> Result<()>
         for (to, from) in at.postgres.sockets(ECHO).into_iter().zip(at.n8n.addresses()) {
             for by in BOTH {
                 for (what, shape) in shapes(from, by, mark(at.n8n)) {
-                    matrix.ask(name, &mut person, &format!("n8n: {what}"), by, to, &shape, Expected::Nothing)?;
+                    matrix.ask(name, &mut person, &format!("n8n: {what}"), (by, to), &shape, Expected::Nothing)?;
                 }
             }
             let token = matrix.next();

@@ -5,12 +5,14 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use cloison_tests::lab::agent::INTERFACE;
 use cloison_tests::lab::person::Person;
-use cloison_tests::lab::sockets::{Order, Shape};
+use cloison_tests::lab::sockets::{By, Order, Shape};
 
 use crate::stage::{BOTH, ECHO, Expected, Matrix, PATIENCE, STRANGER, Stage, bound, user, way};
 
 const RESTARTS: u64 = 10;
 const FLUSHES: u64 = 8;
+/// Streams that one stranger tries side by side.
+const STREAMS: u64 = 12;
 
 /// Strangers who try all the time to speak as n8n and as worker. Their questions have numbers from a thousand million on.
 fn strangers(stage: &Stage) -> Result<Vec<(String, u64, Person)>> {
@@ -24,7 +26,10 @@ fn strangers(stage: &Stage) -> Result<Vec<(String, u64, Person)>> {
                     freebind: true,
                     ..bound(from)
                 };
-                person.order(&Order::Keep(by, to, shape, first))?;
+                // Who tries a stream waits for an answer before the next attempt: many do so side by side.
+                for thread in 0..if by == By::Tcp { STREAMS } else { 1 } {
+                    person.order(&Order::Keep(by, to, shape.clone(), first + thread * 1_000_000))?;
+                }
                 strangers.push((format!("{name}: {}", way(by, from)), first, person));
             }
         }
@@ -61,6 +66,10 @@ fn nothing_passes_while_the_agent_restarts() -> Result<()> {
             agent.kill()?;
         } else {
             agent.stop()?;
+        }
+        if round >= RESTARTS / 2 {
+            // What was sent meanwhile is judged by the table that the next agent loads first.
+            app.nft("flush ruleset")?;
         }
         if round < 2 {
             // A TUN that stays while nobody holds it would be anybody's without its owner.

@@ -7,13 +7,16 @@ use anyhow::{Context, Result};
 use cloison_tests::lab::agent::INTERFACE;
 use cloison_tests::lab::mesh::Instance;
 use cloison_tests::lab::person::{Person, Who};
-use cloison_tests::lab::sockets::{Answer, By, Order, Shape, any_like};
+use cloison_tests::lab::sockets::{By, Order, Shape, any_like};
 use cloison_tests::lab::wait_for;
 
 use crate::stage::{BOTH, ECHO, Expected, HOOK, Matrix, PATIENCE, STRANGER, Stage, WORKER, bound, through, user, way};
 
 /// A port on app-1's own addresses, where a server of nobody in particular trusts whom it knows.
 const TRUSTING: u16 = 9000;
+
+/// Streams that are tried side by side.
+const STREAMS: u64 = 30;
 
 fn reusing() -> Shape {
     Shape {
@@ -60,13 +63,13 @@ fn ask_past_a_rogue(
     (who, attempt): (&str, &str),
     rogue: &mut Person,
     (by, to): (By, SocketAddr),
-) -> Result<Answer> {
+) -> Result<()> {
     let token = matrix.next();
     let mut client = Person::start(stage.mesh.host("db-1")?.net(), &Who::default())?;
     let answer = client.order(&Order::Ask(by, to, Shape::default(), token))?;
     std::thread::sleep(std::time::Duration::from_millis(50));
     let heard = rogue.seen()?;
-    let told = answer.error.clone().or_else(|| answer.by.clone()).unwrap_or_default();
+    let told = answer.error.or(answer.by).unwrap_or_default();
     let holds = !heard
         .iter()
         .any(|seen| seen.token == token || seen.peer.ip() == stage.at.postgres.v4 || seen.peer.ip() == stage.at.postgres.v6);
@@ -78,7 +81,7 @@ fn ask_past_a_rogue(
         format!("heard {}; who asked: {told}", heard.len()),
         holds,
     );
-    Ok(answer)
+    Ok(())
 }
 
 fn who_is_first_hears_nothing(stage: &mut Stage, matrix: &mut Matrix) -> Result<()> {
@@ -127,14 +130,26 @@ fn who_is_first_hears_nothing(stage: &mut Stage, matrix: &mut Matrix) -> Result<
                 (By::Udp, to),
             )?;
             drop(rogue);
-            let mut nobody = stage.person(&user(STRANGER))?;
-            let answer = ask_past_a_rogue(stage, matrix, (name, "answers when the rogue is gone"), &mut nobody, (By::Udp, to))?;
-            let told = format!("{answer:?}");
-            matrix.state(name, "answers", Expected::Arrives, told, answer.by.as_deref() == Some(name));
+            let mut client = Person::start(stage.mesh.host("db-1")?.net(), &Who::default())?;
+            let mut tries = 0;
+            let answered = wait_for("the component to answer", PATIENCE, || {
+                tries += 1;
+                let answer = client.order(&Order::Ask(By::Udp, to, Shape::default(), 1))?;
+                Ok((answer.by.as_deref() == Some(name)).then_some(()))
+            });
+            let attempt = format!("answers when the rogue is gone, {}", way(By::Udp, to.ip()));
+            matrix.state(
+                name,
+                &attempt,
+                Expected::Arrives,
+                format!("{tries} tries, {answered:?}"),
+                answered.is_ok(),
+            );
+            // Two that share a port at all addresses take each other's datagrams, which are refused then.
+            let own = if name == "n8n" { &mut stage.n8n } else { &mut stage.worker };
+            own.order(&Order::Stop)?;
         }
     }
-    stage.n8n.order(&Order::Stop)?;
-    stage.worker.order(&Order::Stop)?;
     Ok(())
 }
 
@@ -146,7 +161,9 @@ fn who_flickers_hears_nothing(stage: &mut Stage, matrix: &mut Matrix) -> Result<
             rogue.order(&Order::Flicker(to, "rogue".to_owned()))?;
             let mut client = Person::start(stage.mesh.host("db-1")?.net(), &Who::default())?;
             let token = matrix.next() * 1_000_000;
-            client.order(&Order::Keep(By::Tcp, to, Shape::default(), token))?;
+            for number in 0..STREAMS {
+                client.order(&Order::Keep(By::Tcp, to, Shape::default(), token + number * 10_000))?;
+            }
             std::thread::sleep(std::time::Duration::from_secs(2));
             let attempts = client.order(&Order::Stop)?.attempts;
             std::thread::sleep(std::time::Duration::from_millis(300));
@@ -175,9 +192,9 @@ fn a_tuple_is_used_again(stage: &mut Stage, matrix: &mut Matrix) -> Result<()> {
                     let mut shape = fixed(from);
                     shape.reuse = true;
                     let own = if name == "n8n" { &mut stage.n8n } else { &mut stage.worker };
-                    matrix.ask(name, own, "from a port of its choice", by, to, &shape, Expected::Arrives)?;
+                    matrix.ask(name, own, "from a port of its choice", (by, to), &shape, Expected::Arrives)?;
                     let attempt = format!("{name}: the same port at once");
-                    matrix.ask(who, &mut rogue, &attempt, by, to, &shape, Expected::Refused)?;
+                    matrix.ask(who, &mut rogue, &attempt, (by, to), &shape, Expected::Refused)?;
                     // The next of the three begins another stream: its port is free again.
                 }
             }
@@ -203,7 +220,7 @@ fn user_namespaces_and_cgroups(stage: &mut Stage, matrix: &mut Matrix) -> Result
         let mut person = stage.person(&identity)?;
         for (number, to) in stage.at.postgres.sockets(ECHO).into_iter().enumerate() {
             for by in BOTH {
-                matrix.ask(who, &mut person, "binds to nothing", by, to, &Shape::default(), Expected::Nothing)?;
+                matrix.ask(who, &mut person, "binds to nothing", (by, to), &Shape::default(), Expected::Nothing)?;
                 for (name, component) in [("n8n", stage.at.n8n), ("worker", stage.at.worker)] {
                     let from = *component.addresses().get(number).context("two families")?;
                     let mut shape = bound(from);
@@ -212,8 +229,7 @@ fn user_namespaces_and_cgroups(stage: &mut Stage, matrix: &mut Matrix) -> Result
                         who,
                         &mut person,
                         &format!("{name}: IP_FREEBIND to its address"),
-                        by,
-                        to,
+                        (by, to),
                         &shape,
                         Expected::Nothing,
                     )?;
@@ -324,8 +340,7 @@ fn servers_on_all_addresses(stage: &mut Stage, matrix: &mut Matrix) -> Result<BT
                         who,
                         &mut person,
                         &format!("n8n: from its address to {place}"),
-                        by,
-                        to,
+                        (by, to),
                         &bound(n8n),
                         Expected::Nothing,
                     )?;
@@ -336,8 +351,7 @@ fn servers_on_all_addresses(stage: &mut Stage, matrix: &mut Matrix) -> Result<BT
                             who,
                             &mut person,
                             &format!("n8n: from its port 53 to {place}"),
-                            by,
-                            to,
+                            (by, to),
                             &shape,
                             Expected::Nothing,
                         )?;
@@ -351,8 +365,7 @@ fn servers_on_all_addresses(stage: &mut Stage, matrix: &mut Matrix) -> Result<BT
                             who,
                             &mut person,
                             &format!("{name}: from its address to itself"),
-                            by,
-                            to,
+                            (by, to),
                             &bound(target),
                             Expected::Nothing,
                         )?;
@@ -361,8 +374,7 @@ fn servers_on_all_addresses(stage: &mut Stage, matrix: &mut Matrix) -> Result<BT
                             who,
                             &mut person,
                             &format!("{name}: from loopback to its address"),
-                            by,
-                            to,
+                            (by, to),
                             &shape,
                             Expected::Nothing,
                         )?;
@@ -372,8 +384,7 @@ fn servers_on_all_addresses(stage: &mut Stage, matrix: &mut Matrix) -> Result<BT
                             who,
                             &mut person,
                             &format!("{name}: over lo to its address"),
-                            by,
-                            to,
+                            (by, to),
                             &shape,
                             Expected::Nothing,
                         )?;

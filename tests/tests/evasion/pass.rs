@@ -170,7 +170,7 @@ fn from_the_bridge(stage: &mut Stage, matrix: &mut Matrix, inside: &mut Person) 
         ] {
             for by in BOTH {
                 let attempt = format!("its own source, masqueraded, to {what}");
-                matrix.ask(who, inside, &attempt, by, to.into(), &Shape::default(), Expected::Nothing)?;
+                matrix.ask(who, inside, &attempt, (by, to.into()), &Shape::default(), Expected::Nothing)?;
             }
         }
     }

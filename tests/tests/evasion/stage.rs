@@ -119,8 +119,7 @@ impl Matrix {
         who: &str,
         person: &mut Person,
         attempt: &str,
-        by: By,
-        to: SocketAddr,
+        (by, to): (By, SocketAddr),
         shape: &Shape,
         expected: Expected,
     ) -> Result<u64> {
