@@ -87,9 +87,14 @@ fn streams_are_few_and_short_and_nobody_waits_for_good_behind_those_who_hold_the
             assert_eq!(stream.read(&mut rest)?, 0, "closed");
         }
         // A question that is longer than any ends the stream at once.
-        let mut long = TcpStream::connect(at)?;
+        let (mut long, begun) = (TcpStream::connect(at)?, Instant::now());
         long.write_all(&[0xff, 0xff])?;
         assert_eq!(long.read(&mut rest)?, 0);
+        assert!(
+            begun.elapsed() < Duration::from_secs(2),
+            "not for having been idle: {:?}",
+            begun.elapsed()
+        );
         Ok(())
     })
 }

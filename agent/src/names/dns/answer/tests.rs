@@ -162,6 +162,19 @@ fn what_is_no_good_question_is_told_so_and_what_is_none_gets_no_answer() -> Outc
         "a name that points behind the message"
     );
     assert_eq!(code(&with(2, 0x28))?, ResponseCode::NotImp, "an update");
+    let mut two = question("postgres.cloison.internal", RecordType::A);
+    two.queries.push(Query::query(name("n8n.cloison.internal"), RecordType::A));
+    let mut answered = question("postgres.cloison.internal", RecordType::A);
+    answered
+        .answers
+        .push(Record::from_rdata(name(ZONE), 0, RData::A(A([10, 77, 0, 1].into()))));
+    for whole in [two, answered] {
+        assert_eq!(
+            code(&whole.to_vec()?)?,
+            ResponseCode::FormErr,
+            "well-formed, and no question all the same: {whole}"
+        );
+    }
     let answers = with(2, 0x80);
     for silent in [&answers[..], b"", b"\0\x01\x02", good.get(..11).ok_or("short")?] {
         assert_eq!(answer(silent, &zone, Transport::Udp, Timestamp(0)), None, "{silent:?}");
