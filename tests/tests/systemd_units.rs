@@ -70,7 +70,7 @@ fn the_units_are_as_closed_as_the_documentation_says() -> Result<()> {
         let name = dropin.unwrap_or(unit);
         let row = readme.lines().find(|line| line.starts_with('|') && line.contains(name));
         ensure!(
-            row.is_some_and(|row| row.trim_end().ends_with(&format!("| {exposure} |"))),
+            row.is_some_and(|row| row.trim_end().ends_with(&format!("| {exposure:.1} |"))),
             "systemd/README.md does not say that {name} has an exposure of {exposure}: {row:?}"
         );
     }
