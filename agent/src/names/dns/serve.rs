@@ -1,7 +1,7 @@
 //! The sockets of one namespace and who works on them: UDP and TCP on port 53 of the resolver's addresses, opened by a thread inside the
 //! namespace, served by tasks of the agent's runtime.
 //!
-//! A question goes: socket -> who asks ([`may_ask`]) -> [`answer`](super::answer::answer) of the zone in force -> the same socket. The zone is
+//! A question goes: socket -> who asks ([`may_ask`]) -> [`answer`] of the zone in force -> the same socket. The zone is
 //! one pointer that is swapped as a whole. When a [`Server`] is dropped, its tasks end and its sockets with them, so that they keep no
 //! namespace alive.
 //!
