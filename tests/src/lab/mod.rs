@@ -185,6 +185,7 @@ impl Lab {
         if self.folder.keep {
             return Ok(());
         }
+        cleanup::end_cgroups(self.claim.prefix())?;
         cleanup::remove_namespaces(self.claim.prefix())
     }
 }
@@ -259,7 +260,8 @@ impl Drop for Lab {
                 self.folder.path.display()
             );
             self.claim.keep();
-        } else if let Err(error) = cleanup::remove_namespaces(self.claim.prefix()) {
+        } else if let Err(error) = cleanup::end_cgroups(self.claim.prefix()).and_then(|()| cleanup::remove_namespaces(self.claim.prefix()))
+        {
             eprintln!("{error:#}");
         }
     }
