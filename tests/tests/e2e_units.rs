@@ -404,6 +404,10 @@ impl Story {
     /// Ends them; none has got in.
     fn end(&self, intruders: Vec<(&'static str, Process)>) -> Result<()> {
         for (unit, mut process) in intruders {
+            // On a quiet machine all is over before an attempt that waits for an answer is.
+            wait_for("one more attempt", SOON, || {
+                Ok((process.output().matches("no: ").count() > 1).then_some(()))
+            })?;
             self.app.ok(&["systemctl", "stop", unit])?;
             process.wait(SOON)?;
             let said = process.output();
