@@ -457,7 +457,7 @@ impl Agent {
         }
         if is_blind {
             warnings
-                .push("this kernel does not tell whose sockets are (no sock_diag): components that are a user's receive nothing".into());
+                .push("this kernel does not tell whose sockets are (no sock_diag): components that are a user's receive nothing, nor does a `host` component beside them by UDP".into());
         }
         if let Resolver::On { namespaces, .. } = resolver {
             let refused = namespaces.iter().filter_map(|at| at.why_not.as_ref().map(|why| (&at.at, why)));
