@@ -63,6 +63,7 @@ const RUN_HELP: &str = r#"Configuration file (flags stand above it; these are th
   netns_dirs   = ["/run/netns"]
   docker_socket = "/run/docker.sock"          # asked only if a component is one of its containers
   podman_socket = "/run/podman/podman.sock"   # likewise
+  loopback_guard = false     # whether a unit's, cgroup's or user's component is reached on 127.0.0.1 and ::1 by itself alone
   coordinators = []          # host:port; empty: those that the mesh names
   endpoints    = []          # ip:port; told to peers beside this host's interface addresses
   hosts_file   = "/etc/hosts"   # gets a block with the names of components; or "off"

@@ -39,6 +39,8 @@ pub struct Config {
     pub workers: usize,
     /// Attachments that this host accepts.
     pub accepted: Accepted,
+    /// Whether a component that claims processes of this host is reached on loopback by itself alone.
+    pub loopback_guard: bool,
     /// Coordinators (`host:port`) to use instead of those that the mesh names; usually empty.
     pub coordinators: Vec<String>,
     /// Underlay endpoints to tell peers beside this host's interface addresses, like a forwarded port.
@@ -114,6 +116,8 @@ pub struct FileConfig {
     pub docker_socket: Option<PathBuf>,
     /// See [`Accepted::podman_socket`].
     pub podman_socket: Option<PathBuf>,
+    /// See [`Config::loopback_guard`].
+    pub loopback_guard: Option<bool>,
     /// See [`Config::coordinators`].
     pub coordinators: Option<Vec<String>>,
     /// See [`Config::endpoints`].
@@ -226,6 +230,7 @@ impl FileConfig {
             netns_dirs: over.netns_dirs.or(self.netns_dirs),
             docker_socket: over.docker_socket.or(self.docker_socket),
             podman_socket: over.podman_socket.or(self.podman_socket),
+            loopback_guard: over.loopback_guard.or(self.loopback_guard),
             coordinators: over.coordinators.or(self.coordinators),
             endpoints: over.endpoints.or(self.endpoints),
             hosts_file: over.hosts_file.or(self.hosts_file),
@@ -274,6 +279,7 @@ impl FileConfig {
                 docker_socket: self.docker_socket.unwrap_or(defaults.docker_socket),
                 podman_socket: self.podman_socket.unwrap_or(defaults.podman_socket),
             },
+            loopback_guard: self.loopback_guard.unwrap_or(false),
             coordinators: self.coordinators.unwrap_or_default(),
             endpoints: self.endpoints.unwrap_or_default(),
             hosts_file: hosts_file.parse().map_err(value("hosts_file"))?,

@@ -67,6 +67,8 @@ pub struct Config {
     pub mtu: Option<u32>,
     /// Which attachments are accepted.
     pub accepted: Accepted,
+    /// Whether a component that claims processes of this host is reached on loopback by itself alone.
+    pub loopback_guard: bool,
     /// Whether names are answered by DNS in each namespace with a TUN, on the runtime of who starts the data plane.
     pub resolver: bool,
     /// Given when something changed that [`Dataplane::check`] should look at.
@@ -350,7 +352,7 @@ impl Dataplane {
     fn settle(&mut self, view: &View) -> Settled {
         let plan = attach::plan(view, &self.config.accepted);
         self.containers.watch_only(&plan.containers());
-        let mut claimed = self.claims.set(wanted(&plan));
+        let mut claimed = self.claims.set(wanted(&plan, &self.config));
         let members = Members {
             rest: rest(&plan).map(|(_, addresses)| addresses),
             routes: claimed.routes,
@@ -587,7 +589,7 @@ impl Dataplane {
 }
 
 /// Who shares the host's namespace, as far as the plan goes.
-fn wanted(plan: &attach::Plan<'_>) -> Wanted {
+fn wanted(plan: &attach::Plan<'_>, config: &Config) -> Wanted {
     let member = |(component, (place, instance)): (&&ComponentName, &(Place, &LocalInstance))| match place {
         Place::Claimed(claim) => Some(Member {
             component: (*component).clone(),
@@ -599,6 +601,7 @@ fn wanted(plan: &attach::Plan<'_>) -> Wanted {
     Wanted {
         members: plan.sites.iter().filter_map(member).collect(),
         rest: rest(plan),
+        guard: config.loopback_guard,
     }
 }
 
@@ -612,7 +615,7 @@ fn rest(plan: &attach::Plan<'_>) -> Option<(ComponentName, AddressPair)> {
 /// What the base table of the host says, besides what it says everywhere, for this view.
 #[must_use]
 pub fn claim_table(config: &Config, view: &View) -> Option<ClaimTable> {
-    Claims::table_of(wanted(&attach::plan(view, &config.accepted)))
+    Claims::table_of(wanted(&attach::plan(view, &config.accepted), config))
 }
 
 /// Takes away everything that a data plane with this configuration leaves behind on the host, and in the namespaces of its view, as far as
@@ -625,7 +628,7 @@ pub fn leave(config: &Config, range: OverlayRange, view: Option<&View>) -> Resul
     let home = NetNs::current()?;
     let id = home.id();
     let plan = view.map(|view| attach::plan(view, &config.accepted)).unwrap_or_default();
-    Claims::unmark(Tree::find().as_ref(), &wanted(&plan).members);
+    Claims::unmark(Tree::find().as_ref(), &wanted(&plan, config).members);
     let sites = plan.sites;
     let mut containers = Containers::new(&config.accepted, Nudge::default());
     let namespaces = sites.into_values().filter_map(|(place, _)| match place {

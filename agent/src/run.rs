@@ -471,6 +471,7 @@ pub fn plane_config(config: &Config, nudge: Nudge) -> dataplane::Config {
         workers: config.workers,
         mtu: config.mtu,
         accepted: config.accepted.clone(),
+        loopback_guard: config.loopback_guard,
         resolver: config.resolver,
         nudge,
     }

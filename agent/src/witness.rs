@@ -24,7 +24,7 @@ use crate::attach::owners::{Owners, Shared};
 use crate::dataplane::with_causes;
 use crate::netlink::NetlinkError;
 use crate::netlink::monitor::RulesMonitor;
-use crate::netlink::nftables::Nftables;
+use crate::netlink::nftables::{Nftables, Rules};
 use crate::netlink::sock_diag::{Found, Kind, SockDiag, State};
 
 /// The host's TUN: its number, and the index of its interface.
@@ -89,13 +89,13 @@ pub struct HostWitness {
     table: Option<Table>,
 }
 
-/// Whether the base table is there, as of the last batch. Whoever follows the cgroups looks, too, and has it loaded again; but a thread that
+/// Which rules the base table has, as of the last batch. Whoever follows the cgroups looks, too, and has it loaded again; but a thread that
 /// has to be woken leaves datagrams the time to pass.
 struct Table {
     news: RulesMonitor,
     nftables: Nftables,
     /// `None` if nobody can say.
-    is_there: Option<bool>,
+    rules: Option<Rules>,
 }
 
 impl Table {
@@ -107,14 +107,14 @@ impl Table {
         Some(Self {
             news,
             nftables,
-            is_there: None,
+            rules: None,
         })
     }
 
     /// Looks again if nftables changed, or could not be asked.
     fn look(&mut self) {
-        if self.news.look() || self.is_there.is_none() {
-            self.is_there = self.nftables.has_table().ok();
+        if self.news.look() || self.rules.is_none() {
+            self.rules = self.nftables.rules().ok();
         }
     }
 }
@@ -148,7 +148,7 @@ impl HostWitness {
                 .flatten();
         }
         if self.table.is_none() {
-            self.table = self.owners.table.as_deref().and_then(Table::open);
+            self.table = self.owners.table.as_ref().and_then(|(name, _)| Table::open(name));
         }
         self.sockets.blind.store(self.has_claims && self.diag.is_none(), Ordering::Relaxed);
     }
@@ -214,7 +214,8 @@ impl Witness for HostWitness {
     }
 
     fn is_open(&self, tun: TunId) -> bool {
-        let is_gone = self.owners.closed || self.table.as_ref().is_some_and(|table| table.is_there != Some(true));
+        let is_as_loaded = |(_, rules): &(Box<str>, Rules)| self.table.as_ref().is_none_or(|table| table.rules.as_ref() == Some(rules));
+        let is_gone = self.owners.closed || !self.owners.table.as_ref().is_none_or(is_as_loaded);
         !is_gone || self.tun.is_some_and(|host| host.id != tun)
     }
 

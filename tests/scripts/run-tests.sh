@@ -67,6 +67,14 @@ if [ $# = 0 ]; then
   fi
 fi
 
+# What failed, and why, once more where it is found: at the end.
+for result in "$logs"/*.result; do
+  log=${result%.result}.log name=$(basename "$result" .result)
+  [ "$(cut -d' ' -f2 "$result")" = 0 ] || {
+    grep -aE -A 4 "^(Error: |---- |thread '.*panicked)" "$log" || tail -n 5 "$log"
+  } | sed -E '/^ *(Stack backtrace|[0-9]+: |at |--$|$)/d' | cut -c1-300 | sed -n "1,40s/^/[${name%-*}] /p"
+done
+
 read -r passed failed ignored < <(cat "$logs"/*.result | awk '{p+=$1; f+=$2; i+=$3} END {print p+0, f+0, i+0}')
 [ "$ignored" = 0 ] || echo "$ignored ignored"
 echo "$passed passed, $failed failed"

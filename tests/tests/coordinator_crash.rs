@@ -25,8 +25,10 @@ use cloison_tests::lab::solo::Solo;
 use cloison_tests::sim::random::Random;
 
 const READY: Duration = Duration::from_secs(20);
-/// How long a failpoint may not be reached by callers without end.
-const REACHED: Duration = Duration::from_secs(10);
+/// How long a failpoint may not be reached by callers without end, where each has to be: the third revocation needs five hosts that joined.
+const REACHED: Duration = Duration::from_secs(40);
+/// And where it is left to chance whether it is.
+const TRIED: Duration = Duration::from_secs(5);
 const KILLED: Option<i32> = Some(9);
 
 /// A mesh that dies again and again.
@@ -71,6 +73,11 @@ impl Loop {
 
     /// One life: starts, is called, dies. Says whether it died where it should.
     async fn live(&mut self, end: End, disk: Option<&Disk>, more: &[(&str, String)]) -> Result<bool> {
+        self.live_for(end, TRIED, disk, more).await
+    }
+
+    /// The same, with that long for it to reach its failpoint.
+    async fn live_for(&mut self, end: End, limit: Duration, disk: Option<&Disk>, more: &[(&str, String)]) -> Result<bool> {
         let mut running = self.solo.start(|command| {
             if let Some(disk) = disk {
                 disk.below(command);
@@ -107,7 +114,7 @@ impl Loop {
                 running.terminate()?;
                 running.end(READY)?.signal() == KILLED
             }
-            End::At(..) | End::Early(_) => self.reaches(&mut running).await?,
+            End::At(..) | End::Early(_) => self.reaches(&mut running, limit).await?,
         };
         tasks.abort_all();
         while let Some(ended) = tasks.join_next().await {
@@ -121,9 +128,9 @@ impl Loop {
     }
 
     /// Waits until it dies by itself, and ends it if it does not.
-    async fn reaches(&self, running: &mut cloison_tests::lab::solo::Running) -> Result<bool> {
+    async fn reaches(&self, running: &mut cloison_tests::lab::solo::Running, limit: Duration) -> Result<bool> {
         let begun = tokio::time::Instant::now();
-        while begun.elapsed() < REACHED {
+        while begun.elapsed() < limit {
             if let Some(status) = running.ended()? {
                 ensure!(status.signal() == KILLED, "it ended by itself, with {status}:\n{}", running.log());
                 return Ok(true);
@@ -195,7 +202,7 @@ async fn killed_at_every_failpoint_and_at_random_it_loses_nothing_that_it_acknow
     for point in Point::ALL.iter().copied().filter(|point| *point != Point::Migrating) {
         lives += 1;
         let end = End::At(point, 1 + mesh.random.below(3));
-        if !mesh.live(end, None, &[]).await? {
+        if !mesh.live_for(end, REACHED, None, &[]).await? {
             never.push(point);
         }
         mesh.check().await.with_context(|| format!("after {end:?}"))?;

@@ -17,8 +17,11 @@ use cloison_proto::label::ComponentName;
 
 use super::claim::Claim;
 
-/// Most cgroups that one scan looks at: what is beyond stays unknown, and is refused.
+/// Most cgroups that one scan looks at, beside those below claimed ones: what is beyond stays unknown, and is refused.
 pub const MAX_CGROUPS: usize = 16_384;
+
+/// Most cgroups below a claimed one, on whose behalf they are made: it can make itself unknown there, and nobody else.
+pub const MAX_BELOW: usize = 4_096;
 
 /// How deep a scan goes.
 const MAX_DEPTH: u8 = 32;
@@ -53,7 +56,6 @@ pub struct Scan {
     pub watched: BTreeSet<(PathBuf, u64)>,
     /// Whether there was more than a scan looks at.
     pub is_cut: bool,
-    looked_at: usize,
 }
 
 impl Tree {
@@ -114,7 +116,7 @@ impl Tree {
             level: 0,
             path: String::new(),
         };
-        self.descend(&mut scan, claims, &root, true);
+        self.descend(&mut scan, claims, &root, true, &mut MAX_CGROUPS.clone());
         scan
     }
 
@@ -127,7 +129,9 @@ impl Tree {
         name: &OsStr,
     ) -> Option<(Cgroup, ComponentName)> {
         let (name, above) = (name.to_str()?, parent.strip_prefix(&self.root).ok()?.to_str()?);
-        let below_slices = above.is_empty() || above.split('/').all(|part| part.ends_with(".slice"));
+        let is_slice = |directory: &Path| std::fs::metadata(directory).is_ok_and(|metadata| metadata.uid() == 0);
+        let mut between = parent.ancestors().take_while(|directory| *directory != self.root);
+        let below_slices = between.all(|directory| directory.to_str().is_some_and(|d| d.ends_with(".slice")) && is_slice(directory));
         let path = if above.is_empty() {
             format!("/{name}")
         } else {
@@ -150,18 +154,18 @@ impl Tree {
     }
 
     /// Looks at the children of a slice, or of an ancestor of a claimed cgroup.
-    fn descend(&self, scan: &mut Scan, claims: &[(ComponentName, Claim)], parent: &Cgroup, below_slices: bool) {
-        for (name, cgroup, metadata) in self.children(scan, parent) {
+    fn descend(&self, scan: &mut Scan, claims: &[(ComponentName, Claim)], parent: &Cgroup, below_slices: bool, left: &mut usize) {
+        for (name, cgroup, metadata) in self.children(scan, parent, left) {
             let owner = claims
                 .iter()
                 .find(|(_, claim)| claims_leaf(claim, &cgroup.path, &name, below_slices));
+            let is_slice = below_slices && name.ends_with(".slice") && metadata.uid() == 0;
             let leads_on = claims.iter().any(|(_, claim)| is_ancestor(&cgroup.path, claim));
             if let Some((component, _)) = owner {
-                self.claim(scan, claims, &cgroup, component);
+                self.claim(scan, claims, &cgroup, component, &mut MAX_BELOW.clone());
                 scan.claimed.push((cgroup, component.clone()));
-            } else if leads_on || below_slices && name.ends_with(".slice") && metadata.uid() == 0 {
-                let below_slices = below_slices && name.ends_with(".slice");
-                self.descend(scan, claims, &cgroup, below_slices);
+            } else if leads_on || is_slice {
+                self.descend(scan, claims, &cgroup, is_slice, left);
             } else {
                 scan.rest.push((cgroup.id, cgroup.level));
             }
@@ -169,21 +173,22 @@ impl Tree {
     }
 
     /// All below a claimed cgroup is its component's, but for what others claim there.
-    fn claim(&self, scan: &mut Scan, claims: &[(ComponentName, Claim)], cgroup: &Cgroup, component: &ComponentName) {
-        for (name, child, _) in self.children(scan, cgroup) {
+    fn claim(&self, scan: &mut Scan, claims: &[(ComponentName, Claim)], cgroup: &Cgroup, component: &ComponentName, left: &mut usize) {
+        for (name, child, _) in self.children(scan, cgroup, left) {
             let other = claims.iter().find(|(_, claim)| claims_leaf(claim, &child.path, &name, false));
             if let Some((component, _)) = other {
-                self.claim(scan, claims, &child, component);
+                self.claim(scan, claims, &child, component, &mut MAX_BELOW.clone());
                 scan.claimed.push((child, component.clone()));
             } else {
                 scan.below.push((child.id, component.clone()));
-                self.claim(scan, claims, &child, component);
+                self.claim(scan, claims, &child, component, left);
             }
         }
     }
 
-    /// The cgroups in another, which is watched from then on; one that goes while it is looked at is not there.
-    fn children(&self, scan: &mut Scan, parent: &Cgroup) -> Vec<(String, Cgroup, Metadata)> {
+    /// The cgroups in another, as far as there are any `left` to look at. It is watched from then on; one that goes while it is looked at is not
+    /// there.
+    fn children(&self, scan: &mut Scan, parent: &Cgroup, left: &mut usize) -> Vec<(String, Cgroup, Metadata)> {
         let directory = self.place(&parent.path);
         scan.watched.insert((directory.clone(), parent.id));
         if parent.level >= MAX_DEPTH {
@@ -201,9 +206,9 @@ impl Tree {
             };
             Some((name, child, metadata))
         });
-        let found: Vec<_> = found.take(MAX_CGROUPS.saturating_sub(scan.looked_at)).collect();
-        scan.looked_at += found.len();
-        scan.is_cut |= scan.looked_at >= MAX_CGROUPS;
+        let found: Vec<_> = found.take(*left).collect();
+        *left -= found.len();
+        scan.is_cut |= *left == 0;
         found
     }
 }
@@ -337,6 +342,32 @@ mod tests {
         let mut below: Vec<&str> = scan.below.iter().map(|(_, component)| component.as_str()).collect();
         below.sort_unstable();
         assert_eq!(below, ["app", "plugin"]);
+        Ok(())
+    }
+
+    #[test]
+    fn who_makes_cgroups_without_end_makes_itself_unknown_and_nobody_else() -> Outcome {
+        let (root, tree) = tree(&["system.slice/a.service", "system.slice/z.service/inner"])?;
+        for n in 0..MAX_BELOW + 10 {
+            std::fs::create_dir(root.path().join(format!("system.slice/a.service/{n}")))?;
+        }
+        let scan = tree.scan(&claims(&[("a", "a.service"), ("z", "z.service")])?);
+        let of = |who: &str| scan.below.iter().filter(|(_, component)| component.as_str() == who).count();
+        assert_eq!((scan.claimed.len(), of("a"), of("z")), (2, MAX_BELOW, 1));
+        assert!(scan.is_cut);
+        Ok(())
+    }
+
+    #[test]
+    fn a_slice_of_somebody_else_is_none_even_on_the_way_to_a_claimed_cgroup() -> Outcome {
+        let (root, tree) = tree(&["mine.slice/jobs", "mine.slice/n8n.service"])?;
+        let claims = claims(&[("n8n", "n8n.service"), ("jobs", "/mine.slice/jobs")])?;
+        assert_eq!(tree.scan(&claims).claimed.len(), 2, "root's");
+        std::os::unix::fs::chown(root.path().join("mine.slice"), Some(65_534), None)?;
+        assert_eq!(claimed(&tree.scan(&claims)), [("/mine.slice/jobs", "jobs", 2)]);
+        let parent = tree.place("/mine.slice");
+        let id = std::fs::metadata(&parent)?.ino();
+        assert_eq!(tree.claimed_child(&claims, &parent, id, OsStr::new("n8n.service")), None);
         Ok(())
     }
 

@@ -25,7 +25,26 @@ pub struct ClaimTable {
     pub of_users: BTreeMap<u32, AddressPair>,
     /// Addresses of the rest of the host, if it is a component.
     pub rest: Option<AddressPair>,
+    /// Whether a claimed component is reached on loopback by itself alone.
+    pub guard: bool,
 }
+
+/// The upper eight bits of our marks and of the numbers of our routing tables; the others are those of the component's IPv4 address. Both stay
+/// with the component for ever: a socket keeps the mark that it was made with.
+const MARK: u32 = 0xc100_0000;
+
+/// The mark of a component's sockets, and the number of its routing table.
+#[must_use]
+pub fn mark(addresses: AddressPair) -> u32 {
+    MARK | u32::from(addresses.v4) & 0x00ff_ffff
+}
+
+/// The set of protocols whose foreign packets are refused aloud, which is filled with the others: until then nobody is known, and who is refused
+/// in that moment had better try again than hear of it.
+pub const FILLED: &str = "filled";
+
+/// What it is filled with: ICMP, TCP, UDP and ICMPv6.
+pub const PROTOCOLS: [u8; 4] = [1, 6, 17, 58];
 
 /// The set of pairs of a cgroup at this level and its own address.
 #[must_use]
@@ -46,6 +65,18 @@ pub fn rest(level: u8) -> String {
     format!("rest_{level}")
 }
 
+/// The map of the cgroups at this level that are a component to its mark.
+#[must_use]
+pub fn signs(level: u8) -> String {
+    format!("signs_{level}")
+}
+
+/// The set of pairs of a cgroup at this level that is a component and its mark.
+#[must_use]
+pub fn home(level: u8) -> String {
+    format!("home_{level}")
+}
+
 impl ClaimTable {
     /// The sets and chains.
     pub(super) fn definitions(&self) -> String {
@@ -60,18 +91,22 @@ impl ClaimTable {
         if self.levels > 0 {
             text.push_str("  set none { typeof socket cgroupv2 level 1; }\n");
         }
+        let _ = writeln!(text, "  set {FILLED} {{ type inet_proto; }}");
         for (chain, what) in [
             ("unspoken", "sent by a socket of another component"),
             ("unheard", "meant for another component's socket"),
         ] {
             let _ = writeln!(
                 text,
-                "  chain {chain} {{\n    counter reject with icmpx admin-prohibited comment \"{what}\"\n  }}"
+                "  chain {chain} {{\n    meta l4proto @{FILLED} counter reject with icmpx admin-prohibited comment \"{what}\"\n    counter drop\n  }}"
             );
         }
         self.write_rest(&mut text);
         self.write_speaking(&mut text);
         self.write_hearing(&mut text);
+        if self.guard {
+            self.write_guard(&mut text);
+        }
         text
     }
 
@@ -157,13 +192,43 @@ impl ClaimTable {
         text.push_str("    tcp flags & (syn | ack) != syn accept\n    goto unheard\n  }\n");
     }
 
+    /// The guard of loopback, for what has no overlay address. Of a cgroup it is known who sends when a packet leaves, and who hears when it
+    /// arrives: the sender's mark is written on the packet between the two. What was begun by a component is answered to it (`ct direction`).
+    /// A user's socket is known only when it sends: who began is noted with the connection (`ct mark`), and nobody else is answered.
+    fn write_guard(&self, text: &mut String) {
+        for level in 1..=self.levels {
+            let _ = writeln!(text, "  map signs_{level} {{ typeof socket cgroupv2 level {level} : meta mark; }}");
+            let _ = writeln!(text, "  set home_{level} {{ typeof socket cgroupv2 level {level} . meta mark; }}");
+        }
+        text.push_str("  chain signing {\n");
+        for (user, addresses) in &self.of_users {
+            let mark = mark(*addresses);
+            let _ = writeln!(text, "    ct state new meta skuid {user} ct mark set {mark:#x}");
+            let _ = writeln!(
+                text,
+                "    ct direction reply meta skuid {user} ct mark != {mark:#x} counter drop comment \"asked by somebody else on guarded loopback\""
+            );
+        }
+        for level in 1..=self.levels {
+            let _ = writeln!(text, "    meta mark set socket cgroupv2 level {level} map @signs_{level}");
+        }
+        text.push_str("  }\n  chain guarded {\n    meta l4proto { icmp, ipv6-icmp } accept\n    ct direction reply accept\n");
+        for level in (1..=self.levels).rev() {
+            let cgroup = format!("socket cgroupv2 level {level}");
+            let _ = writeln!(text, "    {cgroup} . meta mark @home_{level} accept");
+            let _ = writeln!(text, "    {cgroup} @claimed_{level} goto unheard");
+        }
+        text.push_str("    accept\n  }\n");
+    }
+
     /// What stands first in the chain of packets that leave.
     pub(super) fn output(&self, tun: &InterfaceName, range: OverlayRange) -> String {
         let mut text = format!("    oifname \"{tun}\" goto speaking\n");
         for (source, destination) in self.themselves() {
             let _ = writeln!(text, "    oifname \"lo\" {source} {destination} goto speaking");
         }
-        text + &stays_away("oifname", range)
+        let signed = if self.guard { "    oifname \"lo\" jump signing\n" } else { "" };
+        text + &stays_away("oifname", range) + signed
     }
 
     /// What stands first in the chain of packets that arrive.
@@ -172,7 +237,8 @@ impl ClaimTable {
         for (source, destination) in self.themselves() {
             let _ = writeln!(text, "    iifname \"lo\" {source} {destination} goto hearing");
         }
-        text + &stays_away("iifname", range)
+        let guarded = if self.guard { "    iifname \"lo\" goto guarded\n" } else { "" };
+        text + &stays_away("iifname", range) + guarded
     }
 
     /// By loopback a component reaches itself, and nobody else of the mesh: source and destination are one address.
@@ -205,4 +271,20 @@ fn stays_away(interface: &str, range: OverlayRange) -> String {
         );
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn a_mark_is_the_component_s_for_ever_and_never_zero() -> Result<(), Box<dyn std::error::Error>> {
+        let range = OverlayRange::new([10, 77, 0, 0].into(), 16, "fd12:3456:789a::".parse()?)?;
+        let marks: BTreeSet<u32> = (0..1_000).filter_map(|n| range.nth(n)).map(mark).collect();
+        assert_eq!(marks.len(), 1_000);
+        assert!(marks.iter().all(|mark| mark >> 24 == 0xc1));
+        Ok(())
+    }
 }

@@ -8,53 +8,33 @@
 //! A cgroup that is claimed is marked first and bound then, so that a socket that passes was routed as its component's.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::io;
-use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
-use std::time::Duration;
 
 use cloison_proto::label::ComponentName;
 use cloison_proto::net::AddressPair;
 use parking_lot::Mutex;
-use rustix::fs::inotify;
 
 use super::cgroups::{Cgroup, Scan, Tree};
 use super::claim::{self, Claim, ClaimError};
-use super::claim_table::{self, ClaimTable};
+use super::claim_table::{self, ClaimTable, mark};
 use super::nudge::Nudge;
 use super::owners::{self, Owners};
 use super::selftest::Trial;
 use crate::netlink::NetlinkError;
 use crate::netlink::monitor::RulesMonitor;
-use crate::netlink::nftables::{Change, Key, Nftables, Operation};
+use crate::netlink::nftables::{Change, Key, Nftables, Operation, Rules};
 use crate::netlink::rule::{Route, Sender};
 use crate::sys::cgroup;
-use crate::sys::poll::{Poller, Waker};
 
-/// How often the thread looks at the cgroups without being told of a change.
-const LOOK_EVERY: Duration = Duration::from_secs(3);
+mod follow;
 
-/// How often the thread looks again, at once, for what came while it looked.
-const ROUNDS: usize = 4;
-
-/// How long it leaves everything to others then: it holds what views need, and cgroups may come without end.
-const PAUSE: Duration = Duration::from_millis(1);
-
-/// Most events of the kernel that are taken one by one; the others are found by the look at everything.
-const EVENTS: usize = 256;
+use follow::Thread;
 
 /// Levels of cgroups that the base table knows in any case: `system.slice`, its services, and the instances of a template.
 const MIN_LEVELS: u8 = 3;
-
-/// The upper eight bits of our marks and of the numbers of our routing tables; the others are those of the component's IPv4 address. Both stay
-/// with the component for ever: a socket keeps the mark that it was made with.
-const MARK: u32 = 0xc100_0000;
 
 /// A component of the host's namespace whose processes are claimed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,6 +54,8 @@ pub struct Wanted {
     pub members: Vec<Member>,
     /// The component that is the rest of the host.
     pub rest: Option<(ComponentName, AddressPair)>,
+    /// Whether who claims processes is reached on loopback by itself alone.
+    pub guard: bool,
 }
 
 /// What follows from what is wanted.
@@ -109,13 +91,6 @@ pub struct Claims {
 }
 
 #[derive(Debug)]
-struct Thread {
-    waker: Arc<Waker>,
-    stopping: Arc<AtomicBool>,
-    handle: Option<JoinHandle<Option<RulesMonitor>>>,
-}
-
-#[derive(Debug)]
 struct State {
     tree: Option<Tree>,
     nftables: Option<Nftables>,
@@ -127,8 +102,12 @@ struct State {
     /// Those whose claims can be enforced.
     bound: Vec<(Member, Option<u32>)>,
     rest: Option<(ComponentName, AddressPair)>,
+    /// Whether loopback is guarded.
+    guard: bool,
     /// Of the table that is loaded, or about to be.
     levels: u8,
+    /// The rules of the table that is loaded.
+    rules: Rules,
     /// What is in its sets; `None` until it is loaded.
     filled: Option<BTreeSet<(String, Key)>>,
     /// Cgroups whose sockets are marked, with what came of it.
@@ -152,7 +131,9 @@ impl Claims {
             owners: owners.clone(),
             bound: Vec::new(),
             rest: None,
+            guard: false,
             levels: 0,
+            rules: Rules::default(),
             filled: None,
             marked: BTreeMap::new(),
             scan: Scan::default(),
@@ -196,7 +177,7 @@ impl Claims {
             self.rules = thread.end();
         }
         if let Some(thread) = &self.thread {
-            thread.waker.wake();
+            thread.wake();
         }
         settled
     }
@@ -211,6 +192,12 @@ impl Claims {
         if state.bound.is_empty() {
             return Ok(());
         }
+        let rules = state.nftables.as_mut().map(Nftables::rules).transpose()?;
+        if rules.as_ref().is_some_and(Rules::is_empty) {
+            // Somebody took the table away at once.
+            return Ok(());
+        }
+        state.rules = rules.unwrap_or_default();
         state.filled = Some(BTreeSet::new());
         state.follow()
     }
@@ -271,11 +258,6 @@ fn claims_of(members: &[Member]) -> Vec<(ComponentName, Claim)> {
     members.iter().map(|m| (m.component.clone(), m.claim.clone())).collect()
 }
 
-/// The mark of a component's sockets, and the number of its routing table.
-fn mark(addresses: AddressPair) -> u32 {
-    MARK | u32::from(addresses.v4) & 0x00ff_ffff
-}
-
 impl State {
     fn set(&mut self, wanted: Wanted) -> Settled {
         let mut settled = Settled::default();
@@ -288,7 +270,7 @@ impl State {
                 }
             }
         }
-        (self.bound, self.rest) = (bound, wanted.rest);
+        (self.bound, self.rest, self.guard) = (bound, wanted.rest, wanted.guard);
         self.look();
         self.levels = self.wanted_levels();
         settled
@@ -305,6 +287,7 @@ impl State {
             of_cgroups: of_cgroups.map(|(m, _)| m.addresses).collect(),
             of_users: of_users.collect(),
             rest: self.rest.as_ref().map(|(_, addresses)| *addresses),
+            guard: self.guard,
         });
         let route = |(member, user): &(Member, Option<u32>)| Route {
             sender: user.map_or(Sender::Mark(mark(member.addresses)), Sender::User),
@@ -445,11 +428,18 @@ impl State {
     /// What is to be in the sets.
     fn elements(&self) -> BTreeSet<(String, Key)> {
         let addresses: HashMap<&ComponentName, AddressPair> = self.bound.iter().map(|(m, _)| (&m.component, m.addresses)).collect();
-        let mut elements = BTreeSet::new();
+        let mut elements: BTreeSet<_> = claim_table::PROTOCOLS
+            .map(|protocol| (claim_table::FILLED.to_owned(), Key::Protocol(protocol)))
+            .into();
         for (Cgroup { id, level, .. }, component) in self.scan.claimed.iter().filter(|(c, _)| c.level <= self.levels) {
             elements.insert((claim_table::claimed(*level), Key::Cgroup(*id)));
-            for address in addresses.get(component).into_iter().flat_map(|pair| pair.both()) {
+            let Some(pair) = addresses.get(component) else { continue };
+            for address in pair.both() {
                 elements.insert((claim_table::own(*level, address), Key::CgroupAt(*id, address)));
+            }
+            if self.guard {
+                elements.insert((claim_table::signs(*level), Key::CgroupTo(*id, mark(*pair))));
+                elements.insert((claim_table::home(*level), Key::CgroupWith(*id, mark(*pair))));
             }
         }
         for (id, level) in self
@@ -463,11 +453,11 @@ impl State {
         elements
     }
 
-    /// Lets nothing pass if the base table is gone, and has it loaded again.
+    /// Lets nothing pass if the base table is not as it was loaded, and has it loaded again.
     fn close_without_table(&mut self) {
         let Some(nftables) = &mut self.nftables else { return };
-        if self.filled.is_some() && !nftables.has_table().unwrap_or(false) {
-            tracing::warn!("the base table was removed by somebody else: nothing passes this host's TUN until it is loaded again");
+        if self.filled.is_some() && !nftables.rules().is_ok_and(|rules| rules == self.rules) {
+            tracing::warn!("somebody else changed the base table, or took it away: nothing passes this host's TUN until it is loaded again");
             self.filled = None;
             self.store_owners(true);
             self.nudge.give();
@@ -490,7 +480,7 @@ impl State {
                 .filter_map(|(m, user)| Some(((*user)?, m.component.clone())))
                 .collect(),
             host: self.rest.as_ref().map(|(component, _)| component.clone()),
-            table: self.nftables.as_ref().map(|nftables| nftables.table().into()),
+            table: self.nftables.as_ref().map(|nftables| (nftables.table().into(), self.rules.clone())),
             closed,
         };
         self.owners.store(Arc::new(owners));
@@ -516,149 +506,5 @@ impl State {
             ),
             Some(Ok(())) | None => format!("{} in {}", member.claim, cgroup.path),
         }
-    }
-}
-
-impl Thread {
-    fn start(state: &Arc<Mutex<State>>, mut rules: Option<RulesMonitor>) -> io::Result<Self> {
-        let (waker, stopping) = (Arc::new(Waker::new()?), Arc::new(AtomicBool::new(false)));
-        let watch = Watch::new()?;
-        let (poller, state) = (Poller::new()?, Arc::downgrade(state));
-        poller.add(&waker, 0)?;
-        poller.add(&watch.inotify, 1)?;
-        if let Some(rules) = &rules {
-            poller.add(rules, 2)?;
-        }
-        let (woken, stop) = (waker.clone(), stopping.clone());
-        let run = move || {
-            let (mut watch, mut ready) = (watch, Vec::new());
-            while poller.wait(&mut ready, LOOK_EVERY).is_ok() && !stop.load(Ordering::Acquire) {
-                woken.clear();
-                let new = watch.read();
-                let Some(state) = state.upgrade() else { break };
-                let mut state = state.lock();
-                state.greet(&new);
-                if rules.as_mut().is_some_and(RulesMonitor::look) {
-                    state.close_without_table();
-                }
-                if let Err(error) = state.follow() {
-                    tracing::warn!(
-                        error = crate::dataplane::with_causes(&error),
-                        "cannot follow the cgroups of this host"
-                    );
-                    // Whatever is in the sets now: the table is loaded and filled anew.
-                    state.filled = None;
-                    state.store_owners(true);
-                    state.nudge.give();
-                }
-                // What came while a directory was not watched yet is found by looking once more; who makes cgroups without end is left behind.
-                for _ in 0..ROUNDS {
-                    if stop.load(Ordering::Acquire) || !watch.follow(&state.scan.watched) {
-                        break;
-                    }
-                    let _ = state.follow();
-                }
-                drop(state);
-                std::thread::sleep(PAUSE);
-            }
-            rules
-        };
-        let handle = std::thread::Builder::new().name("cgroups".into()).spawn(run)?;
-        Ok(Self {
-            waker,
-            stopping,
-            handle: Some(handle),
-        })
-    }
-}
-
-impl Thread {
-    /// Ends it, and gives back what it listened to.
-    fn end(mut self) -> Option<RulesMonitor> {
-        self.join()
-    }
-
-    /// Whether it ended by itself.
-    fn has_ended(&self) -> bool {
-        self.handle.as_ref().is_none_or(JoinHandle::is_finished)
-    }
-
-    fn join(&mut self) -> Option<RulesMonitor> {
-        self.stopping.store(true, Ordering::Release);
-        self.waker.wake();
-        let ended = self.handle.take()?.join();
-        ended.unwrap_or_else(|_| {
-            tracing::error!("the thread that follows cgroups panicked");
-            None
-        })
-    }
-}
-
-impl Drop for Thread {
-    fn drop(&mut self) {
-        let _rules = self.join();
-    }
-}
-
-/// The directories that the kernel tells about.
-#[derive(Debug)]
-struct Watch {
-    inotify: OwnedFd,
-    /// By the number of the watch.
-    watched: BTreeMap<(PathBuf, u64), i32>,
-}
-
-impl Watch {
-    fn new() -> io::Result<Self> {
-        Ok(Self {
-            inotify: inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?,
-            watched: BTreeMap::new(),
-        })
-    }
-
-    /// Watches these directories; whether one of them is new. One that went takes its watch along.
-    fn follow(&mut self, wanted: &BTreeSet<(PathBuf, u64)>) -> bool {
-        self.watched.retain(|one, _| wanted.contains(one));
-        let mut is_new = false;
-        for one in wanted {
-            let flags = inotify::WatchFlags::CREATE | inotify::WatchFlags::DELETE | inotify::WatchFlags::ONLYDIR;
-            if !self.watched.contains_key(one)
-                && let Ok(number) = inotify::add_watch(&self.inotify, &one.0, flags)
-            {
-                is_new |= self.watched.insert(one.clone(), number).is_none();
-            }
-        }
-        is_new
-    }
-
-    /// What the kernel told: the directories that are new, by their parent's path and id and their name. Whatever else it told of is not
-    /// lost, since everything is looked at next.
-    fn read(&self) -> Vec<(PathBuf, u64, OsString)> {
-        let mut buffer = [MaybeUninit::uninit(); 16 * 1024];
-        let mut reader = inotify::Reader::new(&self.inotify, &mut buffer);
-        let mut new = Vec::new();
-        for _ in 0..EVENTS {
-            let Ok(event) = reader.next() else { break };
-            let is_new = event.events().contains(inotify::ReadFlags::CREATE | inotify::ReadFlags::ISDIR);
-            let parent = self.watched.iter().find(|(_, number)| **number == event.wd());
-            if let (true, Some(((path, id), _)), Some(name)) = (is_new, parent, event.file_name()) {
-                new.push((path.clone(), *id, OsStr::from_bytes(name.to_bytes()).to_owned()));
-            }
-        }
-        new
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_mark_is_the_component_s_for_ever_and_never_zero() -> Result<(), Box<dyn std::error::Error>> {
-        let range = cloison_proto::net::OverlayRange::new([10, 77, 0, 0].into(), 16, "fd12:3456:789a::".parse()?)?;
-        let marks: BTreeSet<u32> = (0..1_000).filter_map(|n| range.nth(n)).map(mark).collect();
-        assert_eq!(marks.len(), 1_000);
-        assert!(marks.iter().all(|mark| mark >> 24 == 0xc1));
-        Ok(())
     }
 }

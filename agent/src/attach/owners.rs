@@ -8,6 +8,8 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use cloison_proto::label::ComponentName;
 
+use crate::netlink::nftables::Rules;
+
 /// Whose each socket and each address is.
 #[derive(Debug, Clone, Default)]
 pub struct Owners {
@@ -19,8 +21,8 @@ pub struct Owners {
     pub users: HashMap<u32, ComponentName>,
     /// The component that is the rest of the host.
     pub host: Option<ComponentName>,
-    /// The name of the base table, which says the same to the kernel.
-    pub table: Option<Box<str>>,
+    /// The base table, which says the same to the kernel: its name, and the rules that it has.
+    pub table: Option<(Box<str>, Rules)>,
     /// The base table is gone: until it is loaded again nothing passes the host's TUN.
     pub closed: bool,
 }

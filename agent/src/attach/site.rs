@@ -16,6 +16,7 @@ use super::base_table::{self, BaseTable, TableName};
 use super::claim_table::ClaimTable;
 use super::{AddressConflict, Unenforced};
 use crate::netlink::link::{self, Link, LinkState};
+use crate::netlink::nftables::{Nftables, Rules};
 use crate::netlink::route::{self, Prefix, Route};
 use crate::netlink::rule;
 use crate::netlink::{Netlink, NetlinkError, addr};
@@ -71,7 +72,8 @@ impl Members {
 #[derive(Debug)]
 pub struct Site {
     namespace: NetNs,
-    loaded: Option<BaseTable>,
+    /// What was loaded, with the rules that the kernel has of it.
+    loaded: Option<(BaseTable, Rules)>,
     /// How often a base table was loaded here: what was put into its sets is gone each time.
     loads: u64,
     tun: Option<Arc<Tun>>,
@@ -154,13 +156,13 @@ impl Site {
         self.tun = self.namespace.run(|| {
             let mut netlink = Netlink::open()?;
             let links = link::list(&mut netlink)?;
-            let is_safe = loaded.as_ref().is_some_and(|table| table.range == common.range);
+            let is_safe = loaded.as_ref().is_some_and(|(table, _)| table.range == common.range);
             let own = own(&links, tun.as_deref(), &common.table);
             if !is_safe && let Some(conflict) = find_conflict(&mut netlink, common.range, &own)? {
                 return Err(Unenforced::Conflict(conflict));
             }
             // Without a table that says whose sockets are whose, anybody may have sent what waits in a TUN that was kept.
-            let first = members.claims.is_some() && loaded.as_ref().is_none_or(|table| table.claims.is_none());
+            let first = members.claims.is_some() && loaded.as_ref().is_none_or(|(table, _)| table.claims.is_none());
             let was_open = first && tun.is_some() && !base_table::has_claims(&common.table)?;
             load_base_table((loaded, loads), common, members.claims.as_ref())?;
             if was_open {
@@ -184,19 +186,20 @@ impl Site {
         Ok(())
     }
 
-    /// Looks whether others took away what was made here: a missing base table is loaded again. Returns whether all is well; a TUN that is
+    /// Looks whether others took away what was made here: a base table that is gone or was changed is loaded again. Returns whether all is well; a TUN that is
     /// gone is not, and `apply` makes it again.
     ///
     /// # Errors
     /// [`Unenforced`].
     pub fn check(&mut self) -> Result<bool, Unenforced> {
-        let (tun, loaded, loads) = (&self.tun, &self.loaded, &mut self.loads);
+        let (tun, loaded, loads) = (&self.tun, &mut self.loaded, &mut self.loads);
         let healthy = self.namespace.run(|| {
-            if let Some(table) = loaded
-                && !table.is_loaded()?
+            if let Some((table, rules)) = loaded
+                && rules_of(&table.name)? != *rules
             {
-                tracing::warn!(table = %table.name, "the base table was removed by somebody else; loading it again");
+                tracing::warn!(table = %table.name, "somebody else changed the base table, or took it away; loading it again");
                 table.load()?;
+                *rules = rules_of(&table.name)?;
                 *loads += 1;
                 if table.claims.is_some() {
                     tun.as_deref().inspect(|tun| tun.discard());
@@ -325,7 +328,7 @@ fn find_conflict(netlink: &mut Netlink, range: OverlayRange, own: &[u32]) -> Res
 }
 
 fn load_base_table(
-    (loaded, loads): (&mut Option<BaseTable>, &mut u64),
+    (loaded, loads): (&mut Option<(BaseTable, Rules)>, &mut u64),
     common: &Common,
     claims: Option<&ClaimTable>,
 ) -> Result<(), Unenforced> {
@@ -335,12 +338,18 @@ fn load_base_table(
         tun: common.tun.clone(),
         claims: claims.cloned(),
     };
-    if loaded.as_ref() != Some(&wanted) {
+    if loaded.as_ref().is_none_or(|(table, _)| *table != wanted) {
         wanted.load()?;
         *loads += 1;
-        *loaded = Some(wanted);
+        let rules = rules_of(&wanted.name)?;
+        *loaded = Some((wanted, rules));
     }
     Ok(())
+}
+
+/// The rules of a base table in the namespace of the calling thread.
+fn rules_of(table: &TableName) -> Result<Rules, NetlinkError> {
+    Nftables::open(&table.to_string())?.rules()
 }
 
 fn equip(netlink: &mut Netlink, tun: &Tun, common: &Common, members: &Members) -> Result<(), Unenforced> {

@@ -166,6 +166,7 @@ fn settings(config: &Config) -> String {
         mtu,
         workers,
         accepted,
+        loopback_guard,
         coordinators,
         endpoints,
         hosts_file,
@@ -177,7 +178,7 @@ fn settings(config: &Config) -> String {
     } = config;
     format!(
         "state_dir = {state_dir:?}\nsocket = {socket:?}\ninterface = {interface}\nlisten_port = {listen_port}\ntable = {table}\nmtu = {mtu:?}\n\
-         workers = {workers}\naccepted = {accepted:?}\ncoordinators = {coordinators:?}\nendpoints = {endpoints:?}\nhosts_file = {hosts_file:?}\n\
+         workers = {workers}\naccepted = {accepted:?}\nloopback_guard = {loopback_guard}\ncoordinators = {coordinators:?}\nendpoints = {endpoints:?}\nhosts_file = {hosts_file:?}\n\
          resolver = {resolver}\nresolved = {resolved}\nkey_lifetime = {key_lifetime:?}\nlog = {log:?}\nlog_format = {log_format:?}\n"
     )
 }

@@ -5,6 +5,7 @@
 //!   content (I12);
 //! - a view and its lease go together: a view waits up to [`LEASE_WAIT`] for its lease, so that live flows do not see a moment without;
 //! - `Ack` follows the caller's word that the view is in force and on disk, never the arrival;
+//! - a link asks for one certificate at most, and goes over to it;
 //! - a lease never counts unless it is newer than the last one, signed, ours, and for a view that we hold.
 
 use std::sync::Arc;
@@ -132,6 +133,8 @@ pub struct Link {
     /// Whether the next hello asks for a snapshot.
     wants_snapshot: bool,
     certificate: Option<Window>,
+    /// Whether the link stands on a certificate before that one.
+    outdated: bool,
     renewal_asked: Option<Timestamp>,
     must_renew: bool,
     endpoints: Vec<Endpoint>,
@@ -164,13 +167,15 @@ impl Link {
             wants_snapshot: false,
             must_renew: certificate.is_none(),
             certificate,
+            outdated: false,
             renewal_asked: None,
             endpoints: Vec::new(),
             report: None,
         }
     }
 
-    /// Time passed: connects when it is time, gives up waiting for a lease, asks for a certificate at half life.
+    /// Time passed: connects when it is time, gives up waiting for a lease, asks for a certificate at half life, and goes over to a new one
+    /// between two views.
     pub fn tick(&mut self, now: Timestamp) -> Vec<Output> {
         let mut out = Vec::new();
         if let Some((view, _)) = self.held.take_if(|(_, since)| now.since(*since) >= LEASE_WAIT) {
@@ -188,6 +193,9 @@ impl Link {
                     renew: self.must_renew || self.certificate.is_some_and(|w| w.ended_at(self.clock.at(now))),
                 });
             }
+            LinkState::Linked { .. } if self.outdated && self.held.is_none() && self.assembly.is_none() => {
+                out.push(Output::Close("going over to the new certificate"));
+            }
             LinkState::Linked { .. } => self.ask_for_certificate(now, &mut out),
             LinkState::Waiting { .. } | LinkState::Connecting => {}
         }
@@ -197,6 +205,7 @@ impl Link {
     /// The link stands: says hello.
     pub fn connected(&mut self, now: Timestamp) -> Vec<Output> {
         self.state = LinkState::Linked { since: now };
+        self.outdated = false;
         self.heard = false;
         self.assembly = None;
         self.renewal_asked = None;
@@ -339,9 +348,11 @@ impl Link {
         }
     }
 
-    /// A new certificate is on disk.
+    /// A new certificate is on disk. The next link uses it, and that is soon: the coordinator keeps one that was not used yet, so a link must not
+    /// live to ask for a second one.
     pub const fn certificate(&mut self, window: Window) {
         self.certificate = Some(window);
+        self.outdated = true;
         self.must_renew = false;
         self.renewal_asked = None;
     }
@@ -573,6 +584,9 @@ impl Link {
     }
 
     fn ask_for_certificate(&mut self, now: Timestamp, out: &mut Vec<Output>) {
+        if self.outdated {
+            return;
+        }
         let due = self.must_renew || self.certificate.is_none_or(|w| w.half_spent_at(self.clock.at(now)));
         if due && self.renewal_asked.is_none_or(|asked| now.since(asked) >= RENEW_AGAIN) {
             self.renewal_asked = Some(now);

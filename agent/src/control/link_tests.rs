@@ -41,6 +41,14 @@ fn linked(mesh: &Mesh) -> Result<Link, Box<dyn std::error::Error>> {
     Ok(link)
 }
 
+/// How long it waits from now on.
+fn wait(link: &Link, now: Timestamp) -> Duration {
+    match link.state() {
+        LinkState::Waiting { until, .. } => until.since(now),
+        LinkState::Connecting | LinkState::Linked { .. } => Duration::ZERO,
+    }
+}
+
 fn whole(header: Signed, items: &Items) -> Vec<Frame> {
     let ops = items.changes_since(&Items::default());
     vec![
@@ -213,10 +221,6 @@ fn a_lease_counts_only_for_a_view_that_we_hold_and_never_an_older_one() -> Outco
 fn the_wait_for_a_link_grows_resets_and_obeys_the_coordinator() -> Outcome {
     let mesh = Mesh::new();
     let mut link = link(&mesh)?;
-    let wait = |link: &Link, now: Timestamp| match link.state() {
-        LinkState::Waiting { until, .. } => until.since(now),
-        LinkState::Connecting | LinkState::Linked { .. } => Duration::ZERO,
-    };
     for _ in 0..20 {
         link.disconnected(at(0), "no answer");
     }
@@ -250,6 +254,31 @@ fn a_certificate_is_asked_for_at_half_life_once_and_by_the_identity_key_when_it_
     link.disconnected(at(90_000_000), "gone");
     let out = link.tick(at(90_060_000));
     assert!(matches!(out.as_slice(), [Output::Connect { renew: true }]));
+    Ok(())
+}
+
+#[test]
+fn a_link_goes_over_to_its_new_certificate_between_two_views() -> Outcome {
+    let mesh = Mesh::new();
+    let mut link = linked(&mesh)?;
+    let closes = |out: &[Output]| out.iter().any(|o| matches!(o, Output::Close(_)));
+    link.tick(at(45_000_000));
+    // It comes between a view and its lease.
+    let items = mesh.items(&["tcp/5432"])?;
+    let view = mesh.view(5, &["tcp/5432"])?;
+    feed(&mut link, at(45_000_010), &whole(mesh.header(&items, 5), &items));
+    link.certificate(Window {
+        not_before: 0,
+        not_after: 200_000,
+    });
+    assert!(!closes(&link.tick(at(45_000_020))), "the view waits for its lease");
+    link.frame(at(45_000_030), &grant(&mesh.lease(&view, 45_000, 600)));
+    link.applied(at(45_000_030), report());
+    assert!(closes(&link.tick(at(45_000_040))));
+    link.disconnected(at(45_000_040), "going over");
+    assert!(wait(&link, at(45_000_040)) <= super::super::backoff::FIRST);
+    link.connected(at(45_001_000));
+    assert!(!closes(&link.tick(at(45_002_000))), "once");
     Ok(())
 }
 

@@ -29,7 +29,7 @@ const WAITS: [(&str, Protocol, &str); 4] = [
 /// Looks for ways to the components of `view`.
 #[must_use]
 pub fn look(config: &Config, view: &View) -> Exposure {
-    let offered = offered(view);
+    let offered = offered(config, view);
     let mut found: Vec<Listener> = WAITS
         .into_iter()
         .flat_map(|(file, protocol, state)| {
@@ -48,7 +48,7 @@ pub fn look(config: &Config, view: &View) -> Exposure {
 }
 
 /// What rules open at components of this host.
-fn offered(view: &View) -> Vec<Offered> {
+fn offered(config: &Config, view: &View) -> Vec<Offered> {
     let of = |component: &ComponentName| -> Option<Offered> {
         let instance = view.instances.get(component)?;
         let grants = view.rules.iter().filter(|rule| rule.to == *component).flat_map(|rule| &rule.grants);
@@ -63,6 +63,7 @@ fn offered(view: &View) -> Vec<Offered> {
             user,
             addresses: instance.addresses.both().to_vec(),
             ports: grants.map(|grant| grant.ports).filter(|ports| *ports != PortSpec::Icmp).collect(),
+            guarded: config.loopback_guard,
         })
     };
     view.instances

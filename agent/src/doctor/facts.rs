@@ -78,6 +78,8 @@ pub struct Offered {
     pub addresses: Vec<IpAddr>,
     /// The ports.
     pub ports: Vec<PortSpec>,
+    /// Whether loopback is guarded.
+    pub guarded: bool,
 }
 
 /// A socket that waits for connections or datagrams.

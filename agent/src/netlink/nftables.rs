@@ -5,27 +5,31 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::{ANSWER_WITHIN, NetlinkError};
+use super::{ANSWER_WITHIN, DUMP_ATTEMPTS, NetlinkError};
 
 /// Numbers of linux/netfilter/nfnetlink.h and nf_tables.h.
 mod number {
     pub(super) const BATCH_BEGIN: u16 = 0x10;
     pub(super) const BATCH_END: u16 = 0x11;
     pub(super) const NFTABLES: u16 = 10;
-    pub(super) const GET_TABLE: u16 = NFTABLES << 8 | 1;
+    pub(super) const NEW_RULE: u16 = NFTABLES << 8 | 6;
+    pub(super) const GET_RULE: u16 = NFTABLES << 8 | 7;
     pub(super) const NEW_ELEMENT: u16 = NFTABLES << 8 | 12;
     pub(super) const DELETE_ELEMENT: u16 = NFTABLES << 8 | 14;
     pub(super) const INET: u8 = 1;
+    pub(super) const RULE_HANDLE: u16 = 3;
     pub(super) const TABLE: u16 = 1;
     pub(super) const SET: u16 = 2;
     pub(super) const ELEMENTS: u16 = 3;
     pub(super) const ELEMENT: u16 = 1;
     pub(super) const KEY: u16 = 1;
+    pub(super) const DATA: u16 = 2;
     pub(super) const VALUE: u16 = 1;
     pub(super) const NESTED: u16 = 1 << 15;
 }
@@ -34,14 +38,23 @@ mod number {
 mod flag {
     pub(super) const REQUEST: u16 = 1;
     pub(super) const ACK: u16 = 4;
+    pub(super) const DUMP: u16 = 0x300;
     pub(super) const CREATE: u16 = 0x400;
+    /// In what the kernel sends: others changed something meanwhile.
+    pub(super) const INTERRUPTED: u16 = 0x10;
 }
 
 /// The kernel's answer to a message: zero, or a negated error number.
 const ANSWER: u16 = 2;
 
+/// The end of a dump.
+const DONE: u16 = 3;
+
 /// Length of a netlink header, in bytes.
 const HEADER: usize = 16;
+
+/// Length of netfilter's header behind it, in bytes.
+const NETFILTER_HEADER: usize = 4;
 
 /// Elements in one message: far below the 64 KiB that an attribute can hold.
 const ELEMENTS: usize = 256;
@@ -50,13 +63,19 @@ const ELEMENTS: usize = 256;
 /// bytes.
 const TRANSACTION: usize = 4_000;
 
-/// What identifies a socket in a set.
+/// What identifies a socket in a set, or in a map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Key {
     /// A cgroup, by its id.
     Cgroup(u64),
     /// A cgroup and an address.
     CgroupAt(u64, IpAddr),
+    /// A cgroup and a mark.
+    CgroupWith(u64, u32),
+    /// A cgroup, in a map that leads from it to a mark.
+    CgroupTo(u64, u32),
+    /// A protocol of the transport layer, by its number.
+    Protocol(u8),
 }
 
 /// Whether an element comes or goes.
@@ -77,6 +96,18 @@ pub struct Change {
     pub set: String,
     /// The element.
     pub key: Key,
+}
+
+/// Which rules a table has. See [`Nftables::rules`].
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Rules(Arc<[u64]>);
+
+impl Rules {
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
 }
 
 /// A connection to nftables in one network namespace, for one table of the family `inet`.
@@ -124,40 +155,43 @@ impl Nftables {
             .map_err(|e| NetlinkError::new("change the base table's sets", e))
     }
 
-    /// Whether the table is there.
+    /// The rules of the table, by the handles that the kernel gave them: whoever takes one away, puts one in or writes it anew, changes this.
+    /// Empty if there is no table.
     ///
     /// # Errors
     /// [`NetlinkError`].
-    pub fn has_table(&mut self) -> Result<bool, NetlinkError> {
-        let mut question = Vec::new();
-        let table = self.table.clone();
-        self.message(
-            &mut question,
-            number::GET_TABLE,
-            flag::REQUEST | flag::ACK,
-            (number::INET, 0),
-            |body| {
-                text(body, number::TABLE, &table);
-            },
-        );
-        match self.ask(&question) {
-            Ok(()) => Ok(true),
-            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(false),
-            Err(e) => Err(NetlinkError::new("look for the base table", e)),
+    pub fn rules(&mut self) -> Result<Rules, NetlinkError> {
+        for _ in 0..DUMP_ATTEMPTS {
+            if let Some(rules) = self.dump().map_err(|e| NetlinkError::new("read the base table's rules", e))? {
+                return Ok(rules);
+            }
         }
+        let disturbed = io::Error::from_raw_os_error(libc::EINTR);
+        Err(NetlinkError::new("read the base table's rules", disturbed))
     }
 
-    /// Sends one message and waits for what the kernel says of it.
-    fn ask(&self, question: &[u8]) -> io::Result<()> {
-        self.socket.send(question, 0)?;
+    /// The same; none if others changed nftables meanwhile.
+    fn dump(&mut self) -> io::Result<Option<Rules>> {
+        let mut question = Vec::new();
+        let table = self.table.clone();
+        let flags = flag::REQUEST | flag::DUMP;
+        self.message(&mut question, number::GET_RULE, flags, (number::INET, 0), |body| {
+            text(body, number::TABLE, &table);
+        });
+        self.socket.send(&question, 0)?;
+        let (mut rules, mut interrupted) = (Vec::new(), false);
         loop {
-            let told = answers(&self.receive()?)
-                .into_iter()
-                .find(|(sequence, _)| *sequence == self.sequence);
-            match told {
-                Some((_, 0)) => return Ok(()),
-                Some((_, error)) => return Err(io::Error::from_raw_os_error(error)),
-                None => {}
+            let bytes = self.receive()?;
+            for message in messages(&bytes).filter(|m| m.sequence == self.sequence) {
+                interrupted |= message.flags & flag::INTERRUPTED != 0;
+                match message.kind {
+                    number::NEW_RULE => rules.extend(message.handle()),
+                    ANSWER if message.code() == Some(libc::ENOENT) => return Ok(Some(Rules::default())),
+                    ANSWER => return Err(message.code().map_or(io::ErrorKind::InvalidData.into(), io::Error::from_raw_os_error)),
+                    DONE if interrupted => return Ok(None),
+                    DONE => return Ok(Some(Rules(rules.into()))),
+                    _ => {}
+                }
             }
         }
     }
@@ -208,6 +242,9 @@ impl Nftables {
                 for change in changes {
                     nested(list, number::ELEMENT, |element| {
                         nested(element, number::KEY, |key| attribute(key, number::VALUE, &change.key.bytes()));
+                        if let Key::CgroupTo(_, mark) = change.key {
+                            nested(element, number::DATA, |data| attribute(data, number::VALUE, &mark.to_ne_bytes()));
+                        }
                     });
                 }
             });
@@ -242,12 +279,14 @@ impl Nftables {
 }
 
 impl Key {
-    /// As nftables has it in its registers: an id in this machine's byte order, an address as on the wire.
+    /// As nftables has it in its registers: an id and a mark in this machine's byte order, an address as on the wire.
     fn bytes(self) -> Vec<u8> {
         match self {
-            Self::Cgroup(id) => id.to_ne_bytes().to_vec(),
+            Self::Cgroup(id) | Self::CgroupTo(id, _) => id.to_ne_bytes().to_vec(),
             Self::CgroupAt(id, IpAddr::V4(address)) => [&id.to_ne_bytes()[..], &address.octets()].concat(),
             Self::CgroupAt(id, IpAddr::V6(address)) => [&id.to_ne_bytes()[..], &address.octets()].concat(),
+            Self::Protocol(number) => vec![number],
+            Self::CgroupWith(id, mark) => [&id.to_ne_bytes()[..], &mark.to_ne_bytes()].concat(),
         }
     }
 }
@@ -270,20 +309,55 @@ fn nested(to: &mut Vec<u8>, kind: u16, body: impl FnOnce(&mut Vec<u8>)) {
     attribute(to, kind | number::NESTED, &inner);
 }
 
+/// A message of the kernel.
+struct Message<'a> {
+    kind: u16,
+    flags: u16,
+    sequence: u32,
+    body: &'a [u8],
+}
+
+impl Message<'_> {
+    /// The kernel's error number, or zero, if this is an answer.
+    fn code(&self) -> Option<i32> {
+        let code = self.body.first_chunk::<4>().filter(|_| self.kind == ANSWER)?;
+        Some(i32::from_ne_bytes(*code).wrapping_neg())
+    }
+
+    /// The handle of the rule that this is about.
+    fn handle(&self) -> Option<u64> {
+        let mut rest = self.body.get(NETFILTER_HEADER..)?;
+        while let Some([l0, l1, k0, k1]) = rest.first_chunk::<4>() {
+            let length = usize::from(u16::from_ne_bytes([*l0, *l1])).max(4);
+            if u16::from_ne_bytes([*k0, *k1]) == number::RULE_HANDLE {
+                return rest.get(4..length)?.first_chunk().map(|bytes| u64::from_be_bytes(*bytes));
+            }
+            rest = rest.get(length.next_multiple_of(4)..)?;
+        }
+        None
+    }
+}
+
+/// The messages in a buffer; what is cut off is none.
+fn messages(bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
+    let mut rest = bytes;
+    std::iter::from_fn(move || {
+        let [l0, l1, l2, l3, k0, k1, f0, f1, s0, s1, s2, s3, ..] = *rest.first_chunk::<HEADER>()?;
+        let length = usize::try_from(u32::from_ne_bytes([l0, l1, l2, l3])).ok()?;
+        let message = Message {
+            kind: u16::from_ne_bytes([k0, k1]),
+            flags: u16::from_ne_bytes([f0, f1]),
+            sequence: u32::from_ne_bytes([s0, s1, s2, s3]),
+            body: rest.get(HEADER..length)?,
+        };
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some(message)
+    })
+}
+
 /// The answers in a buffer: the number of the message, and the kernel's error number or zero.
 fn answers(bytes: &[u8]) -> Vec<(u32, i32)> {
-    let mut answers = Vec::new();
-    let mut rest = bytes;
-    while let Some(header) = rest.first_chunk::<HEADER>() {
-        let [l0, l1, l2, l3, k0, k1, _, _, s0, s1, s2, s3, ..] = *header;
-        let length = usize::try_from(u32::from_ne_bytes([l0, l1, l2, l3])).unwrap_or(usize::MAX);
-        let body = rest.get(HEADER..length).unwrap_or_default();
-        if let (ANSWER, Some(code)) = (u16::from_ne_bytes([k0, k1]), body.first_chunk::<4>()) {
-            answers.push((u32::from_ne_bytes([s0, s1, s2, s3]), i32::from_ne_bytes(*code).wrapping_neg()));
-        }
-        rest = rest.get(length.max(HEADER).next_multiple_of(4)..).unwrap_or_default();
-    }
-    answers
+    messages(bytes).filter_map(|m| Some((m.sequence, m.code()?))).collect()
 }
 
 #[cfg(test)]

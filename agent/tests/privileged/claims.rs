@@ -132,6 +132,50 @@ fn components_of_one_host_reach_each_other_by_their_rules_alone() -> Outcome {
 }
 
 #[test]
+fn on_guarded_loopback_a_component_is_reached_by_itself_alone() -> Outcome {
+    let group = Group::new("n8n")?;
+    let mesh = shared_host(&group.attachment(), "user:2002", "host");
+    for guarded in [false, true] {
+        let mut one = if guarded { Host::guarded(1)? } else { Host::alone(1)? };
+        one.apply(&mesh)?;
+        let (mut n8n, mut worker, mut other) = (one.person_in(0, &group)?, one.person(2002)?, one.person(2003)?);
+        let mut root = one.person(0)?;
+        n8n.listens("[::]:5678".parse()?)?;
+        worker.listens("[::]:5680".parse()?)?;
+        other.listens("[::]:5690".parse()?)?;
+        for local in [IpAddr::from([127, 0, 0, 1]), "::1".parse()?] {
+            let to = |port| at(local, port);
+            n8n.answers_datagrams(to(5678))?;
+            worker.answers_datagrams(to(5680))?;
+            other.answers_datagrams(to(5690))?;
+            // Itself, and those whom nobody claims, everybody reaches as ever; what is asked is answered.
+            assert_eq!(n8n.connects(to(5678), None)?, Ok(local), "n8n itself");
+            assert_eq!(n8n.asks(to(5678), None)?, Ok(local), "n8n itself, by datagram");
+            assert_eq!(worker.connects(to(5680), None)?, Ok(local), "the worker itself");
+            assert_eq!(worker.asks(to(5680), None)?, Ok(local), "the worker itself, by datagram");
+            for person in [&mut n8n, &mut worker, &mut root] {
+                assert_eq!(person.connects(to(5690), None)?, Ok(local), "who is nobody's");
+                assert_eq!(person.asks(to(5690), None)?, Ok(local), "who is nobody's, by datagram");
+            }
+            for (who, reached) in [
+                ("the worker, n8n", worker.connects(to(5678), None)?),
+                ("the rest, n8n", other.connects(to(5678), None)?),
+                ("root, n8n", root.connects(to(5678), None)?),
+                ("the rest, n8n by datagram", other.asks(to(5678), None)?),
+                ("n8n, the worker", n8n.connects(to(5680), None)?),
+                ("the rest, the worker", other.connects(to(5680), None)?),
+                ("root, the worker", root.connects(to(5680), None)?),
+                ("n8n, the worker by datagram", n8n.asks(to(5680), None)?),
+                ("the rest, the worker by datagram", other.asks(to(5680), None)?),
+            ] {
+                assert_eq!(reached.is_err(), guarded, "{who}: {reached:?}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn who_takes_a_component_s_port_first_gets_nothing() -> Outcome {
     let (n8n_group, postgres_group) = (Group::new("n8n")?, Group::new("postgres")?);
     let mesh = shared_host(&n8n_group.attachment(), "user:2002", &postgres_group.attachment());

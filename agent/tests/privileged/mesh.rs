@@ -82,6 +82,7 @@ pub(crate) fn config() -> Outcome<Config> {
         workers: 1,
         mtu: None,
         accepted: Accepted::default(),
+        loopback_guard: false,
         resolver: false,
         nudge: Nudge::default(),
     })
@@ -90,13 +91,17 @@ pub(crate) fn config() -> Outcome<Config> {
 impl Host {
     /// A host with `workers` packet workers and no view.
     pub(crate) fn start(number: u8, ns: NetNs, workers: usize) -> Outcome<Self> {
+        Self::configured(number, ns, Config { workers, ..config()? })
+    }
+
+    fn configured(number: u8, ns: NetNs, config: Config) -> Outcome<Self> {
         let engine = Arc::new(MeshEngine::new(EngineConfig {
             seed: u64::from(number),
             // What is denied is answered from the first packet on: no stream of before is to be spared.
             reset_grace: Duration::ZERO,
             ..EngineConfig::default()
         }));
-        let dataplane = inside(&ns, || Ok(Dataplane::start(Config { workers, ..config()? }, engine.clone())?))?;
+        let dataplane = inside(&ns, || Ok(Dataplane::start(config, engine.clone())?))?;
         Ok(Self {
             number,
             ns,
@@ -107,6 +112,15 @@ impl Host {
 
     pub(crate) fn alone(number: u8) -> Outcome<Self> {
         Self::start(number, fresh()?, 1)
+    }
+
+    /// A host alone, whose loopback is guarded.
+    pub(crate) fn guarded(number: u8) -> Outcome<Self> {
+        let config = Config {
+            loopback_guard: true,
+            ..config()?
+        };
+        Self::configured(number, fresh()?, config)
     }
 
     pub(crate) fn apply(&mut self, mesh: &Mesh) -> Outcome<Installed> {

@@ -76,7 +76,8 @@ impl Capture {
     /// If tcpdump cannot be started.
     pub fn start(net: &Netns, interface: &str, folder: &Arc<Folder>) -> Result<Self> {
         let path = folder.log_path(&format!("{interface}.pcap"))?;
-        // Without --immediate-mode a short capture comes out empty; -Z root keeps the right to write into the lab's folder.
+        // Without --immediate-mode a short capture comes out empty; -Z root keeps the right to write into the lab's folder. In that mode a packet
+        // takes as much of the buffer as the longest one could: 64 MiB are a thousand packets, which is how long tcpdump may not get its turn.
         let mut command = net.command("tcpdump");
         command
             .args([
@@ -84,9 +85,9 @@ impl Capture {
                 "-U",
                 "-n",
                 "-s",
-                "0",
+                "65535",
                 "-B",
-                "16384",
+                "65536",
                 "-Z",
                 "root",
                 "--nano",

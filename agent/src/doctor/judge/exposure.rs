@@ -53,7 +53,18 @@ impl Offered {
             Attachment::Unit(unit) => cgroup.is_none() || segments().any(|segment| segment == unit.as_str()),
             Attachment::Cgroup(path) => cgroup.as_ref().is_none_or(|own| is_below(own, path.as_str())),
         };
-        is_its && self.is_on(*protocol, at.port()) && !self.addresses.contains(&at.ip())
+        let is_closed = at.ip().is_loopback() && self.is_guarded(*protocol);
+        is_its && self.is_on(*protocol, at.port()) && !self.addresses.contains(&at.ip()) && !is_closed
+    }
+
+    /// Whether the guard of loopback keeps others away there. Whose a user's datagrams are, nobody knows before they are heard.
+    fn is_guarded(&self, protocol: Protocol) -> bool {
+        self.guarded
+            && match self.attachment {
+                Attachment::Unit(_) | Attachment::Cgroup(_) => true,
+                Attachment::User(_) => protocol == Protocol::Tcp,
+                Attachment::Host | Attachment::Container(..) | Attachment::Netns(_) => false,
+            }
     }
 }
 
@@ -74,6 +85,7 @@ fn way(offered: &Offered, listener: &Listener, interface: &str) -> Finding {
         .as_ref()
         .map_or_else(|| format!("user {user}"), |cgroup| format!("user {user} in {cgroup}"));
     let who = match at.ip() {
+        ip if ip.is_unspecified() && offered.is_guarded(*protocol) => "whoever reaches this host from elsewhere",
         ip if ip.is_unspecified() => "whoever reaches any address of this host",
         ip if ip.is_loopback() => "every program of this host",
         _ => "whoever reaches that address",
@@ -87,6 +99,12 @@ fn way(offered: &Offered, listener: &Listener, interface: &str) -> Finding {
         )
     } else {
         "; or run it in a container with `network_mode: none`, or in a namespace of its own".to_owned()
+    };
+    let closed = match offered.attachment {
+        Attachment::Unit(_) | Attachment::Cgroup(_) | Attachment::User(_) if at.ip().is_loopback() && !offered.guarded => {
+            format!("{closed}; or set `loopback_guard = true` in this host's agent.toml")
+        }
+        _ => closed,
     };
     Finding::warning(
         CHECK,
@@ -134,6 +152,7 @@ mod tests {
                 user: Some(70),
                 addresses: vec!["10.77.1.0".parse()?, "fd12:3456:789a::100".parse()?],
                 ports: vec!["tcp/5432-5433".parse()?],
+                guarded: false,
             }],
             listeners: listeners.iter().map(listener).collect::<Result<_, _>>()?,
             published: Vec::new(),
@@ -181,6 +200,28 @@ mod tests {
             };
             assert!(text.contains(at) && text.contains(who) && text.contains(own), "{text}");
         }
+        Ok(())
+    }
+
+    #[test]
+    fn what_the_guard_closes_is_no_way_and_what_it_leaves_open_is_one() -> Outcome {
+        for (attachment, at, closed) in [
+            ("unit:postgres.service", "127.0.0.1:5432", true),
+            ("user:70", "[::1]:5432", true),
+            ("host", "127.0.0.1:5432", false),
+            ("user:70", "0.0.0.0:5432", false),
+        ] {
+            let mut guarded = exposure(attachment, &[(at, 70, None)])?;
+            let open = texts(&guarded);
+            assert!(open.iter().all(|(level, _)| *level == Level::Warning), "{open:?}");
+            assert_eq!(open.iter().any(|(_, text)| text.contains("loopback_guard = true")), closed, "{open:?}");
+            guarded.offered.iter_mut().for_each(|offered| offered.guarded = true);
+            let found = texts(&guarded);
+            assert_eq!(found.iter().all(|(level, _)| *level == Level::Ok), closed, "{attachment} {at}: {found:?}");
+        }
+        let mut elsewhere = exposure("user:70", &[("0.0.0.0:5432", 70, None)])?;
+        elsewhere.offered.iter_mut().for_each(|offered| offered.guarded = true);
+        assert!(texts(&elsewhere).iter().all(|(_, text)| text.contains("from elsewhere")));
         Ok(())
     }
 
