@@ -179,11 +179,12 @@ impl ClaimTable {
             let _ = writeln!(text, "    ip daddr {} goto rest", rest.v4);
             let _ = writeln!(text, "    ip6 daddr {} goto rest", rest.v6);
         }
-        // The rest of a stream that was closed here first has no cgroup any more, and stands before the listener that a new one reaches. The
-        // agent has asked whose that listener is.
+        // Of all sockets that are left, `wildcard` is known, also of those in the root cgroup, which has no level. The rest of a stream that was
+        // closed here first is no full socket any more, and stands before the listener that a new one reaches. The agent has asked whose that
+        // listener is.
         for address in self.of_cgroups.iter().flat_map(|pair| pair.both()) {
             let to = if address.is_ipv4() { "ip daddr" } else { "ip6 daddr" };
-            let _ = writeln!(text, "    {to} {address} socket cgroupv2 level 1 != @none goto unheard");
+            let _ = writeln!(text, "    {to} {address} socket wildcard {{ 0, 1 }} goto unheard");
             let _ = writeln!(
                 text,
                 "    {to} {address} socket transparent 0 tcp flags & (syn | ack) == syn accept"
