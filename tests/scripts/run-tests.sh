@@ -71,8 +71,8 @@ fi
 for result in "$logs"/*.result; do
   log=${result%.result}.log name=$(basename "$result" .result)
   [ "$(cut -d' ' -f2 "$result")" = 0 ] || {
-    grep -aE -A 4 "^(Error: |---- |thread '.*panicked)" "$log" || tail -n 5 "$log"
-  } | sed -E '/^ *(Stack backtrace|[0-9]+: |at |--$|$)/d' | cut -c1-300 | sed -n "1,40s/^/[${name%-*}] /p"
+    grep -aE -A 9 "^(Error: |---- |thread '.*panicked)" "$log" || tail -n 5 "$log"
+  } | sed -E '/^ *(Stack backtrace.*|[0-9]+: [a-z_<]+.*::.*|at [./].*|--|)$/d' | cut -c1-300 | sed -n "1,40s/^/[${name%-*}] /p"
 done
 
 read -r passed failed ignored < <(cat "$logs"/*.result | awk '{p+=$1; f+=$2; i+=$3} END {print p+0, f+0, i+0}')

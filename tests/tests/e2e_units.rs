@@ -1,5 +1,5 @@
-//! Components that are units and users of one machine, under a real systemd, with the packages: n8n, its neighbours and a real PostgreSQL side by
-//! side, each with its own address, each with its own rules, through all that happens to units, to the agent and to the machine.
+//! Components that are units and users of one machine, under a real systemd, with the packages: n8n, its neighbours, and a real PostgreSQL, Redis and
+//! nginx side by side, each with its own address, each with its own rules, through all that happens to units, to the agent and to the machine.
 //!
 //! A second machine, the hub, has the coordinator and the one component that speaks to n8n. What a shell of root or of a user does is done by a
 //! transient unit, as a login would have a cgroup of its own.
@@ -32,12 +32,17 @@ components:
   ondemand: {on: app-1, attach: {unit: ondemand.service}, services: {greet: tcp/7100}}
   backup:   {on: app-1, attach: {user: backup}}
   postgres: {on: app-1, attach: {unit: postgresql@15-main.service}, services: {sql: tcp/5432}}
+  redis:    {on: app-1, attach: {unit: redis-server.service}, services: {resp: tcp/6379}}
+  web:      {on: app-1, attach: {unit: nginx.service}, services: {http: tcp/80}}
   rest:     {on: app-1, attach: host}
 allow:
   - ops -> n8n:http
   - ops -> ondemand:greet
   - n8n -> postgres:sql
   - n8n -> ondemand:greet
+  - n8n -> redis:resp
+  - ops -> web:http
+  - web -> n8n:http
   - job -> postgres:sql
   - first -> postgres:sql
   - waited -> postgres:sql
@@ -70,6 +75,9 @@ const UNITS: [(&str, &str); 7] = [
     ("plain.service", FIRST),
     ("waited.service", FIRST),
 ];
+
+/// What nginx hands on to n8n, by its name.
+const SITE: &str = "server {\n  listen 80 default_server;\n  listen [::]:80 default_server;\n  location / { proxy_pass http://n8n.cloison.internal:5678; }\n}\n";
 
 /// Prints what an address answers over HTTP.
 const GET: &str = "my $a = HTTP::Tiny->new(timeout => 15)->get($ARGV[0]); die $a->{content} if !$a->{success}; print $a->{content}";
@@ -112,10 +120,12 @@ fn units_and_users_of_one_machine_are_components_under_a_real_systemd() -> Resul
 
 impl Story {
     fn play(&mut self) -> Result<()> {
-        let steps: [(&str, Step); 10] = [
+        let steps: [(&str, Step); 12] = [
             ("boot, install and join", Self::begin),
             ("each unit and user has its own address", Self::own_addresses),
             ("nobody else gets in", Self::nobody_else),
+            ("loopback is guarded", Self::guard),
+            ("a user gets another number", Self::renumber),
             ("a unit is restarted", Self::restart),
             ("a unit is stopped and started late", Self::stop),
             ("a unit moves to a slice further down", Self::deeper),
@@ -167,7 +177,9 @@ impl Story {
             &format!("local all postgres peer\n{admitted}"),
         )?;
         app.sh("systemctl enable --now postgresql; runuser -u postgres -- createuser n8n; runuser -u postgres -- createdb app")?;
-        app.sh("systemctl enable --now n8n.service ondemand.socket")?;
+        app.write("/etc/nginx/sites-available/default", SITE)?;
+        app.sh("printf 'bind * -::*\\nprotected-mode no\\n' >>/etc/redis/redis.conf")?;
+        app.sh("systemctl enable --now n8n.service ondemand.socket redis-server nginx")?;
         self.works()?;
         healthy(hub)?;
         healthy(app)
@@ -193,6 +205,12 @@ impl Story {
         // A user, from whatever cgroup.
         let from = self.shell(&["--uid=backup"], "/usr/local/bin/try postgres.cloison.internal 5432 2>&1")?;
         ensure!(self.is_of(&from, "backup")?, "backup came {from}");
+        // n8n's queue, and the server before n8n, whose master and workers have two users.
+        let queue = self.ask("/redis")?;
+        ensure!(n8n.contains(&queue), "Redis was asked by {queue:?}, and n8n is {n8n:?}");
+        let url = format!("http://{}/db", self.address("web")?);
+        let handed_on = self.hub.ok(&["perl", "-MHTTP::Tiny", "-e", GET, &url])?;
+        ensure!(n8n.contains(&handed_on.trim().to_owned()), "nginx answered {handed_on}");
         // The socket of the unit that is started on demand belongs to it.
         let (from, at) = self.on_demand()?;
         ensure!(
@@ -207,10 +225,11 @@ impl Story {
     }
 
     fn only_n8n(&self) -> Result<()> {
-        let postgres = self.address("postgres")?;
+        let (postgres, redis) = (self.address("postgres")?, self.address("redis")?);
         let n8n = self.address("n8n")?;
         let plain = format!("/usr/local/bin/try {postgres} 5432 '' 1");
         let bound = format!("/usr/local/bin/try {postgres} 5432 {n8n} 1");
+        let queue = format!("/usr/local/bin/try {redis} 6379 {n8n} 1");
         for (who, properties) in [
             ("worker", &["--unit=worker.service", "--uid=daemon"][..]),
             ("root's worker", &["--unit=worker.service"]),
@@ -218,7 +237,7 @@ impl Story {
             ("a user", &["--uid=daemon"]),
             ("a scope's name", &["--unit=x-n8n.service"]),
         ] {
-            for line in [&plain, &bound] {
+            for line in [&plain, &bound, &queue] {
                 let said = self.shell(properties, line)?;
                 ensure!(said.starts_with("no: "), "{who}: {line}: {said}");
             }
@@ -231,6 +250,52 @@ impl Story {
             "psql -XAtqc 'select 1' 'postgresql://n8n@127.0.0.1/app' 2>&1 || true",
         )?;
         ensure!(said.contains("no pg_hba.conf entry"), "{said}");
+        Ok(())
+    }
+
+    /// What listens on all addresses is reached on loopback by everybody, until it is guarded: then by itself alone.
+    fn guard(&mut self) -> Result<()> {
+        let app = &self.app;
+        let locally = |port: u16| self.shell(&["--uid=daemon"], &format!("/usr/local/bin/try 127.0.0.1 {port} '' 1; /usr/local/bin/try ::1 {port} '' 1"));
+        let own = |port: u16| self.ask(&format!("/try?127.0.0.1,{port}"));
+        let exposed = || -> Result<String> { Ok(app.run(&["cloison-agent", "doctor"])?.stdout) };
+        ensure!(locally(6379)? == "from 127.0.0.1\nfrom ::1", "{}", locally(6379)?);
+        ensure!(own(6379)? == "from 127.0.0.1");
+        let doctor = exposed()?;
+        ensure!(
+            doctor.contains("redis also listens on tcp/0.0.0.0:6379") && doctor.contains("whoever reaches any address of this host"),
+            "{doctor}"
+        );
+        app.sh("mkdir -p /etc/cloison; echo 'loopback_guard = true' >>/etc/cloison/agent.toml; systemctl restart cloison-agent")?;
+        self.works()?;
+        for port in [5432, 5678, 6379, 80] {
+            let said = locally(port)?;
+            ensure!(said.matches("no: ").count() == 2 && !said.contains("from"), "{port}: {said}");
+        }
+        ensure!(own(5678)? == "from 127.0.0.1", "n8n does not reach itself");
+        ensure!(own(6379)?.starts_with("no: "), "n8n reaches Redis around the mesh");
+        ensure!(self.addresses("n8n")?.contains(&self.ask("/redis")?), "and by its name it does not");
+        let doctor = exposed()?;
+        ensure!(
+            doctor.contains("whoever reaches this host from elsewhere") && !doctor.contains("any address of this host"),
+            "{doctor}"
+        );
+        app.sh("sed -i /loopback_guard/d /etc/cloison/agent.toml; systemctl restart cloison-agent")?;
+        self.works_locally()
+    }
+
+    fn renumber(&mut self) -> Result<()> {
+        let try_it = || self.shell(&["--uid=backup"], "/usr/local/bin/try postgres.cloison.internal 5432 '' 1");
+        let from = try_it()?;
+        ensure!(self.is_of(&from, "backup")?, "{from}");
+        let former = self.app.sh("id --user backup")?;
+        self.app.ok(&["usermod", "--uid", "34567", "backup"])?;
+        self.says("backup", "number 34567")?;
+        let from = try_it()?;
+        ensure!(self.is_of(&from, "backup")?, "with another number it came {from}");
+        let with_former = format!("setpriv --reuid {} --clear-groups /usr/local/bin/try postgres.cloison.internal 5432 '' 1", former.trim());
+        let said = self.shell(&[], &with_former)?;
+        ensure!(said.starts_with("no: "), "who has the former number is let in: {said}");
         Ok(())
     }
 

@@ -1,7 +1,8 @@
 //! Components that share a host's namespace: real sockets of processes with users and cgroups of their own.
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use cloison_agent::attach::cgroups::Tree;
 use cloison_agent::attach::selftest::{Trial, TrialError};
@@ -132,6 +133,45 @@ fn components_of_one_host_reach_each_other_by_their_rules_alone() -> Outcome {
 }
 
 #[test]
+fn what_is_meant_for_the_rest_is_not_heard_by_a_user_who_listens_on_all_addresses() -> Outcome {
+    let mesh = Mesh {
+        components: vec![
+            Component {
+                name: "ops",
+                host: 2,
+                attachment: "host".into(),
+            },
+            Component {
+                name: "rest",
+                host: 1,
+                attachment: "host".into(),
+            },
+            Component {
+                name: "worker",
+                host: 1,
+                attachment: "user:2002".into(),
+            },
+        ],
+        rules: vec![("ops", "rest", "udp/5140"), ("ops", "rest", "tcp/5140"), ("ops", "worker", "udp/5140")],
+    };
+    let [one, two] = two_hosts(&mesh)?;
+    let (mut worker, mut ops) = (one.person(2002)?, two.person(0)?);
+    for (rest, worker_at) in mesh.address("rest")?.both().into_iter().zip(mesh.address("worker")?.both()) {
+        let all = if rest.is_ipv4() { "0.0.0.0:5140" } else { "[::]:5140" };
+        worker.answers_datagrams(all.parse()?)?;
+        let heard = ops.asks(at(worker_at, 5140), None)?;
+        assert!(heard.is_ok(), "its own it hears: {heard:?}");
+        let heard = ops.asks(at(rest, 5140), None)?;
+        assert!(heard.is_err(), "the rest's it must not: {heard:?}");
+    }
+    worker.listens("[::]:5140".parse()?)?;
+    for rest in mesh.address("rest")?.both() {
+        let _ = ops.connects(at(rest, 5140), None)?.err().ok_or("the worker took the rest's stream")?;
+    }
+    Ok(())
+}
+
+#[test]
 fn on_guarded_loopback_a_component_is_reached_by_itself_alone() -> Outcome {
     let group = Group::new("n8n")?;
     let mesh = shared_host(&group.attachment(), "user:2002", "host");
@@ -236,34 +276,78 @@ fn a_server_that_closes_first_is_reached_again_from_the_same_port() -> Outcome {
 }
 
 #[test]
-fn a_foreign_flush_of_the_ruleset_is_mended_with_everything_that_was_bound() -> Outcome {
+fn what_others_do_to_the_base_table_is_mended_with_everything_that_was_bound() -> Outcome {
     let group = Group::new("n8n")?;
     let mesh = shared_host(&group.attachment(), "user:2002", "host");
     let [mut one, two] = two_hosts(&mesh)?;
-    let postgres = mesh.address("postgres")?.v4.into();
+    let (postgres, n8n_at) = (mesh.address("postgres")?.v4.into(), mesh.address("n8n")?.v4.into());
     let mut server = two.person(0)?;
     server.listens(at(postgres, 5432))?;
     server.answers_datagrams(at(postgres, 5432))?;
     let (mut n8n, mut rogue) = (one.person_in(0, &group)?, one.person(2003)?);
-    inside(&one.ns, || run("nft", "flush ruleset"))?;
-    // Until somebody looks, nothing passes: neither whose address it is nor anybody else.
-    wait_until(|| one.dataplane.owners().load().closed)?;
-    let _ = n8n
-        .asks(at(postgres, 5432), None)?
-        .err()
-        .ok_or("it passed without the base table")?;
-    let _ = rogue
-        .asks(at(postgres, 5432), Some(mesh.address("n8n")?.v4.into()))?
-        .err()
-        .ok_or("it passed without the base table")?;
-    assert!(one.engine.stats().outbound.dropped(DropReason::Unenforced) > 0);
-    one.dataplane.check();
-    let n8n_at = mesh.address("n8n")?.v4.into();
-    assert_eq!(n8n.connects(at(postgres, 5432), None)?, Ok(n8n_at));
-    let _ = rogue
-        .connects(at(postgres, 5432), Some(n8n_at))?
-        .err()
-        .ok_or("a foreign source passed")?;
+    for change in [
+        "flush ruleset",
+        "flush table inet cloison_test",
+        "insert rule inet cloison_test speaking accept",
+    ] {
+        inside(&one.ns, || run("nft", change))?;
+        // Until somebody looks, nothing passes: neither whose address it is nor anybody else.
+        wait_until(|| one.dataplane.owners().load().closed)?;
+        let _ = n8n
+            .asks(at(postgres, 5432), None)?
+            .err()
+            .ok_or("it passed without the base table")?;
+        let _ = rogue
+            .asks(at(postgres, 5432), Some(n8n_at))?
+            .err()
+            .ok_or("it passed without the base table")?;
+        assert!(one.engine.stats().outbound.dropped(DropReason::Unenforced) > 0);
+        one.dataplane.check();
+        assert_eq!(n8n.connects(at(postgres, 5432), None)?, Ok(n8n_at), "{change}");
+        let _ = rogue
+            .connects(at(postgres, 5432), Some(n8n_at))?
+            .err()
+            .ok_or("a foreign source passed")?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_unit_that_makes_cgroups_without_end_holds_nobody_up() -> Outcome {
+    let (n8n_group, busy_group) = (Group::new("n8n")?, Group::new("busy")?);
+    let mesh = shared_host(&n8n_group.attachment(), &busy_group.attachment(), "host");
+    let mut hosts = two_hosts(&mesh)?;
+    let (postgres, n8n_at) = (mesh.address("postgres")?.v4.into(), mesh.address("n8n")?.v4.into());
+    let mut server = hosts[1].person(0)?;
+    server.listens(at(postgres, 5432))?;
+    let mut n8n = hosts[0].person_in(0, &n8n_group)?;
+    let (stop, made) = (AtomicBool::new(false), AtomicU64::new(0));
+    let below = busy_group.place();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                let name = below.join(made.fetch_add(1, Ordering::Relaxed).to_string());
+                let _made = std::fs::create_dir(&name).and_then(|()| std::fs::remove_dir(&name));
+            }
+        });
+        let mut bound = || -> Outcome {
+            for _ in 0..20 {
+                let start = Instant::now();
+                apply(&mut hosts, &mesh)?;
+                assert!(start.elapsed() < Duration::from_secs(5), "a view waited {:?}", start.elapsed());
+            }
+            assert_eq!(n8n.connects(at(postgres, 5432), None)?, Ok(n8n_at));
+            let mut without = shared_host(&n8n_group.attachment(), &busy_group.attachment(), "host");
+            without.rules.clear();
+            apply(&mut hosts, &without)?;
+            let _ = n8n.connects(at(postgres, 5432), None)?.err().ok_or("revoked, and it passed")?;
+            Ok(())
+        };
+        let outcome = bound();
+        stop.store(true, Ordering::Relaxed);
+        outcome
+    })?;
+    assert!(made.load(Ordering::Relaxed) > 1_000, "nobody was busy: {made:?}");
     Ok(())
 }
 

@@ -1,10 +1,11 @@
 use std::collections::BTreeSet;
 
 use cloison_agent::netlink::monitor::{Changes, Monitor};
+use cloison_agent::netlink::nftables::{Change, Key, Nftables, Operation};
 use cloison_agent::netlink::{Netlink, addr, link, route};
 use cloison_agent::sys::tun::Tun;
 
-use crate::{Outcome, addresses, fresh, inside, ip, range, tun_name, wired_pair};
+use crate::{Outcome, addresses, fresh, inside, ip, range, run, tun_name, wired_pair};
 
 const STATE: link::LinkState = link::LinkState {
     mtu: 1400,
@@ -169,6 +170,34 @@ fn the_monitor_tells_of_addresses_and_of_a_foreign_flush() -> Outcome {
             }
         );
         assert_eq!(monitor.look(), Changes::default());
+        Ok(())
+    })
+}
+
+#[test]
+fn more_elements_than_fit_a_socket_s_buffer_come_and_go() -> Outcome {
+    const COUNT: u64 = 15_000;
+    let ns = fresh()?;
+    inside(&ns, || {
+        run("nft", "add table inet cloison_test")?;
+        // Keys of the same length; `nft` would look for the path of each cgroup.
+        run("nft", "add set inet cloison_test many { type ipv4_addr . ipv4_addr . ipv4_addr; }")?;
+        let mut nftables = Nftables::open("cloison_test")?;
+        let change = |operation| {
+            let key = |id| Change {
+                operation,
+                set: "many".into(),
+                key: Key::CgroupAt(id, [10, 77, 1, 0].into()),
+            };
+            (1..=COUNT).map(key).collect::<Vec<_>>()
+        };
+        nftables.change(&change(Operation::Add))?;
+        let count = || -> Outcome<usize> { Ok(run("nft", "list set inet cloison_test many")?.matches(". 10.77.1.0").count()) };
+        assert_eq!(u64::try_from(count()?)?, COUNT);
+        nftables.change(&change(Operation::Remove))?;
+        assert_eq!(count()?, 0);
+        assert!(nftables.change(&change(Operation::Remove)).is_err(), "they are gone");
+        assert!(nftables.rules()?.is_empty());
         Ok(())
     })
 }

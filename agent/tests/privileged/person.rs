@@ -61,7 +61,8 @@ impl Group {
         Ok(std::fs::create_dir_all(self.place())?)
     }
 
-    fn place(&self) -> PathBuf {
+    /// Its directory.
+    pub(crate) fn place(&self) -> PathBuf {
         self.root.join(self.path.trim_start_matches('/'))
     }
 

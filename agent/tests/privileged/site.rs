@@ -1,6 +1,11 @@
-use cloison_agent::attach::site::{Common, Site};
+use std::collections::BTreeMap;
+use std::net::UdpSocket;
+
+use cloison_agent::attach::claim_table::ClaimTable;
+use cloison_agent::attach::site::{Common, Members, Site};
 use cloison_agent::attach::{Unenforced, host};
 use cloison_agent::sys::netns::NetNs;
+use cloison_agent::sys::tun::VNET_HEADER_LEN;
 
 use crate::{Outcome, addresses, fresh, inside, ip, range, run, tun_name, wired_pair};
 
@@ -187,6 +192,80 @@ fn what_others_take_away_is_noticed_and_made_again() -> Outcome {
     assert!(!site.check()? && site.tun().is_none());
     site.apply(&common()?, Some(addresses(0)?))?;
     assert!(site.check()? && state(&ns)?.contains("10.77.1.0/32"));
+    Ok(())
+}
+
+#[test]
+fn a_base_table_that_others_change_is_made_anew() -> Outcome {
+    let ns = fresh()?;
+    let mut site = site_in(&ns)?;
+    site.apply(&common()?, Some(addresses(0)?))?;
+    let listing = || inside(&ns, || run("nft", "-s list table inet cloison_test"));
+    let whole = listing()?;
+    for (count, change) in [
+        "flush table inet cloison_test",
+        "flush chain inet cloison_test leaving",
+        "insert rule inet cloison_test arriving accept",
+        "delete table inet cloison_test",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        inside(&ns, || run("nft", change))?;
+        assert!(listing().map_or(true, |now| now != whole), "{change} changes nothing");
+        assert!(site.check()?);
+        assert_eq!(listing()?, whole, "{change}");
+        assert_eq!(site.loads(), u64::try_from(count)? + 2, "{change}");
+    }
+    // What is no rule of ours is none of our business.
+    inside(&ns, || run("nft", "add table inet other"))?;
+    let loads = site.loads();
+    assert!(site.check()? && site.loads() == loads);
+    Ok(())
+}
+
+#[test]
+fn what_waited_in_a_tun_while_there_was_no_word_on_whose_sockets_are_whose_is_thrown_away() -> Outcome {
+    let ns = fresh()?;
+    ip(&ns, "link set lo up")?;
+    let mut site = site_in(&ns)?;
+    let (rest, user) = (addresses(0)?, addresses(1)?);
+    let claims = Members {
+        rest: Some(rest),
+        routes: Vec::new(),
+        claims: Some(ClaimTable {
+            levels: 0,
+            of_cgroups: Vec::new(),
+            of_users: BTreeMap::from([(2001, user)]),
+            rest: Some(rest),
+            guard: false,
+        }),
+    };
+    let send = || {
+        inside(&ns, || {
+            let socket = UdpSocket::bind((rest.v4, 0))?;
+            Ok(socket.send_to(b"waits", (addresses(9)?.v4, 7))?)
+        })
+    };
+    let waiting = |site: &Site| -> Outcome<usize> {
+        let tun = site.tun().ok_or("no TUN")?;
+        let (mut header, mut packet) = ([0; VNET_HEADER_LEN], [0; 2048]);
+        Ok(std::iter::from_fn(|| tun.read(&mut header, &mut packet).ok()).take(100).count())
+    };
+    site.apply(&common()?, Some(rest))?;
+    send()?;
+    assert_eq!(waiting(&site)?, 1, "whoever speaks without claims is heard");
+    send()?;
+    site.apply(&common()?, claims.clone())?;
+    assert_eq!(waiting(&site)?, 0, "it came before anybody could say whose it is");
+    send()?;
+    site.apply(&common()?, claims)?;
+    assert_eq!(waiting(&site)?, 1, "what came behind the table is the rest's");
+    send()?;
+    inside(&ns, || run("nft", "flush ruleset"))?;
+    send()?;
+    assert!(site.check()?);
+    assert_eq!(waiting(&site)?, 0, "some of it came while there was no table");
     Ok(())
 }
 

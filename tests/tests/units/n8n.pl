@@ -2,6 +2,7 @@
 # What stands for n8n: an HTTP service whose answers come from a database.
 #   /db      asks it on a connection of its own, from which address it was asked
 #   /held    asks it on the connection that stays open, which connection that is
+#   /redis   asks its queue from which address it is asked
 #   /try?... runs `try` with these arguments
 use strict;
 use warnings;
@@ -26,6 +27,14 @@ sub held {
     return $answer // '';
 }
 
+sub redis {
+    my $redis = IO::Socket::IP->new(PeerHost => 'redis.cloison.internal', PeerPort => 6379, Proto => 'tcp', Timeout => 3)
+        or return "no: $@";
+    print $redis "CLIENT INFO\r\n";
+    my ($length, $info) = (scalar <$redis>, scalar <$redis>);
+    return ($info // '') =~ /\baddr=\[?([0-9a-f.:]+?)\]?:\d+ / ? $1 : 'no: ' . ($length // 'no answer');
+}
+
 while (1) {
     my $client = $server->accept or next;
     my $line = <$client> // '';
@@ -34,6 +43,7 @@ while (1) {
     my $answer =
           $path eq '/db' ? `psql -XAtqc 'select host(inet_client_addr())' '$url' 2>&1`
         : $path eq '/held' ? held()
+        : $path eq '/redis' ? redis()
         : $path eq '/try' ? do { my @words = split /,/, $arguments; `/usr/local/bin/try @words 2>&1` }
         :                   '';
     print $client "HTTP/1.0 200 OK\r\nConnection: close\r\n\r\n$answer";
