@@ -501,6 +501,54 @@ fn neither_descriptors_nor_namespaces_are_left_behind_by_fifty_restarts() -> Res
 }
 
 #[test]
+fn a_container_finds_names_by_one_line_of_dns_and_has_nothing_left_when_its_host_leaves() -> Result<()> {
+    let (mut mesh, docker) = one_docker("e2e-docker-names")?;
+    mesh.join_all()?;
+    mesh.coordinator.apply_and_wait(ONE_RULE)?;
+    let status = mesh.agent("app-1")?.status()?;
+    let resolver = status["resolver"]["addresses"][0].as_str().context("no resolver")?.to_owned();
+    // What `dns:` in a compose file says.
+    let n8n = docker.run("n8n", &["--dns", &resolver])?;
+    let untold = docker.run("untold", &["--dns", &resolver])?;
+    wait_until_attached(&mesh, "app-1", "n8n", &n8n)?;
+    let settings = n8n.exec(&["cat", "/etc/resolv.conf"])?.ok()?.stdout;
+    ensure!(settings.contains(&format!("nameserver {resolver}")), "{settings}");
+    let instance = mesh.instance("postgres", "db-1")?;
+    let found = n8n.exec(&["getent", "ahosts", "postgres.cloison.internal"])?.ok()?.stdout;
+    for address in instance.addresses() {
+        ensure!(found.contains(&address.to_string()), "{address} is not in {found}");
+    }
+    let _listeners: Vec<Tool> = instance
+        .sockets(5432)
+        .into_iter()
+        .map(|at| Tool::tcp_listen(mesh.host("db-1")?.net(), at))
+        .collect::<Result<_>>()?;
+    n8n.exec(&["bash", "-c", "exec 3<>/dev/tcp/postgres.cloison.internal/5432"])?.ok()?;
+    for (container, name) in [(&n8n, "secret"), (&untold, "postgres")] {
+        let unknown = container.exec(&["getent", "ahosts", &format!("{name}.cloison.internal")])?;
+        ensure!(!unknown.status.success(), "{unknown:?}");
+    }
+    ensure!(n8n.exec(&["cat", "/etc/resolv.conf"])?.ok()?.stdout == settings, "the file was changed");
+
+    let net = mesh.host("app-1")?.net().clone();
+    let tables = |inside: &Container| -> Result<String> {
+        let pid = inside.pid()?.to_string();
+        let shown = net.run(&["nsenter", &format!("--net=/proc/{pid}/ns/net"), "nft", "list", "ruleset"])?;
+        Ok(shown.ok()?.stdout)
+    };
+    ensure!(tables(&n8n)?.contains("table inet"), "no base table in the container");
+    mesh.agent_mut("app-1")?.stop()?;
+    mesh.agent("app-1")?.command(&["leave"])?.ok()?;
+    let link = n8n.exec(&["ip", "-o", "link", "show", "cloison0"])?;
+    ensure!(!link.status.success(), "the TUN is left: {}", link.stdout);
+    ensure!(tables(&n8n)?.is_empty(), "a table is left: {}", tables(&n8n)?);
+    let routes = n8n.exec(&["sh", "-c", "ip route show table all; ip -6 route show table all"])?.ok()?.stdout;
+    ensure!(!routes.contains("unreachable"), "{routes}");
+    drop(docker);
+    mesh.finish()
+}
+
+#[test]
 fn podman_s_containers_are_attached_by_their_first_process() -> Result<()> {
     let mut mesh = Mesh::builder("e2e-podman", &["app-1", "db-1"]).start()?;
     let podman = Runtime::start(mesh.host("app-1")?, Kind::Podman)?;
