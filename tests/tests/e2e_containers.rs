@@ -528,7 +528,10 @@ fn a_container_finds_names_by_one_line_of_dns_and_has_nothing_left_when_its_host
         let unknown = container.exec(&["getent", "ahosts", &format!("{name}.cloison.internal")])?;
         ensure!(!unknown.status.success(), "{unknown:?}");
     }
-    ensure!(n8n.exec(&["cat", "/etc/resolv.conf"])?.ok()?.stdout == settings, "the file was changed");
+    ensure!(
+        n8n.exec(&["cat", "/etc/resolv.conf"])?.ok()?.stdout == settings,
+        "the file was changed"
+    );
 
     let net = mesh.host("app-1")?.net().clone();
     let tables = |inside: &Container| -> Result<String> {
@@ -542,7 +545,10 @@ fn a_container_finds_names_by_one_line_of_dns_and_has_nothing_left_when_its_host
     let link = n8n.exec(&["ip", "-o", "link", "show", "cloison0"])?;
     ensure!(!link.status.success(), "the TUN is left: {}", link.stdout);
     ensure!(tables(&n8n)?.is_empty(), "a table is left: {}", tables(&n8n)?);
-    let routes = n8n.exec(&["sh", "-c", "ip route show table all; ip -6 route show table all"])?.ok()?.stdout;
+    let routes = n8n
+        .exec(&["sh", "-c", "ip route show table all; ip -6 route show table all"])?
+        .ok()?
+        .stdout;
     ensure!(!routes.contains("unreachable"), "{routes}");
     drop(docker);
     mesh.finish()

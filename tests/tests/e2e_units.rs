@@ -256,7 +256,12 @@ impl Story {
     /// What listens on all addresses is reached on loopback by everybody, until it is guarded: then by itself alone.
     fn guard(&mut self) -> Result<()> {
         let app = &self.app;
-        let locally = |port: u16| self.shell(&["--uid=daemon"], &format!("/usr/local/bin/try 127.0.0.1 {port} '' 1; /usr/local/bin/try ::1 {port} '' 1"));
+        let locally = |port: u16| {
+            self.shell(
+                &["--uid=daemon"],
+                &format!("/usr/local/bin/try 127.0.0.1 {port} '' 1; /usr/local/bin/try ::1 {port} '' 1"),
+            )
+        };
         let own = |port: u16| self.ask(&format!("/try?127.0.0.1,{port}"));
         let exposed = || -> Result<String> { Ok(app.run(&["cloison-agent", "doctor"])?.stdout) };
         ensure!(locally(6379)? == "from 127.0.0.1\nfrom ::1", "{}", locally(6379)?);
@@ -293,7 +298,10 @@ impl Story {
         self.says("backup", "number 34567")?;
         let from = try_it()?;
         ensure!(self.is_of(&from, "backup")?, "with another number it came {from}");
-        let with_former = format!("setpriv --reuid {} --clear-groups /usr/local/bin/try postgres.cloison.internal 5432 '' 1", former.trim());
+        let with_former = format!(
+            "setpriv --reuid {} --clear-groups /usr/local/bin/try postgres.cloison.internal 5432 '' 1",
+            former.trim()
+        );
         let said = self.shell(&[], &with_former)?;
         ensure!(said.starts_with("no: "), "who has the former number is let in: {said}");
         Ok(())

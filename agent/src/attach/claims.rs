@@ -457,7 +457,9 @@ impl State {
     fn close_without_table(&mut self) {
         let Some(nftables) = &mut self.nftables else { return };
         if self.filled.is_some() && !nftables.rules().is_ok_and(|rules| rules == self.rules) {
-            tracing::warn!("somebody else changed the base table, or took it away: nothing passes this host's TUN until it is loaded again");
+            tracing::warn!(
+                "somebody else changed the base table, or took it away: nothing passes this host's TUN until it is loaded again"
+            );
             self.filled = None;
             self.store_owners(true);
             self.nudge.give();

@@ -187,7 +187,11 @@ impl Nftables {
                 match message.kind {
                     number::NEW_RULE => rules.extend(message.handle()),
                     ANSWER if message.code() == Some(libc::ENOENT) => return Ok(Some(Rules::default())),
-                    ANSWER => return Err(message.code().map_or(io::ErrorKind::InvalidData.into(), io::Error::from_raw_os_error)),
+                    ANSWER => {
+                        return Err(message
+                            .code()
+                            .map_or(io::ErrorKind::InvalidData.into(), io::Error::from_raw_os_error));
+                    }
                     DONE if interrupted => return Ok(None),
                     DONE => return Ok(Some(Rules(rules.into()))),
                     _ => {}

@@ -152,7 +152,11 @@ fn what_is_meant_for_the_rest_is_not_heard_by_a_user_who_listens_on_all_addresse
                 attachment: "user:2002".into(),
             },
         ],
-        rules: vec![("ops", "rest", "udp/5140"), ("ops", "rest", "tcp/5140"), ("ops", "worker", "udp/5140")],
+        rules: vec![
+            ("ops", "rest", "udp/5140"),
+            ("ops", "rest", "tcp/5140"),
+            ("ops", "worker", "udp/5140"),
+        ],
     };
     let [one, two] = two_hosts(&mesh)?;
     let (mut worker, mut ops) = (one.person(2002)?, two.person(0)?);
@@ -166,7 +170,10 @@ fn what_is_meant_for_the_rest_is_not_heard_by_a_user_who_listens_on_all_addresse
     }
     worker.listens("[::]:5140".parse()?)?;
     for rest in mesh.address("rest")?.both() {
-        let _ = ops.connects(at(rest, 5140), None)?.err().ok_or("the worker took the rest's stream")?;
+        let _ = ops
+            .connects(at(rest, 5140), None)?
+            .err()
+            .ok_or("the worker took the rest's stream")?;
     }
     Ok(())
 }

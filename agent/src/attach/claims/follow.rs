@@ -65,10 +65,7 @@ impl Thread {
                     state.close_without_table();
                 }
                 if let Err(error) = state.follow() {
-                    tracing::warn!(
-                        error = with_causes(&error),
-                        "cannot follow the cgroups of this host"
-                    );
+                    tracing::warn!(error = with_causes(&error), "cannot follow the cgroups of this host");
                     // Whatever is in the sets now: the table is loaded and filled anew.
                     state.filled = None;
                     state.store_owners(true);

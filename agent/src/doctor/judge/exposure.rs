@@ -100,11 +100,11 @@ fn way(offered: &Offered, listener: &Listener, interface: &str) -> Finding {
     } else {
         "; or run it in a container with `network_mode: none`, or in a namespace of its own".to_owned()
     };
-    let closed = match offered.attachment {
-        Attachment::Unit(_) | Attachment::Cgroup(_) | Attachment::User(_) if at.ip().is_loopback() && !offered.guarded => {
-            format!("{closed}; or set `loopback_guard = true` in this host's agent.toml")
-        }
-        _ => closed,
+    let may_be_guarded = matches!(offered.attachment, Attachment::Unit(_) | Attachment::Cgroup(_) | Attachment::User(_));
+    let closed = if may_be_guarded && at.ip().is_loopback() && !offered.guarded {
+        format!("{closed}; or set `loopback_guard = true` in this host's agent.toml")
+    } else {
+        closed
     };
     Finding::warning(
         CHECK,
@@ -214,10 +214,18 @@ mod tests {
             let mut guarded = exposure(attachment, &[(at, 70, None)])?;
             let open = texts(&guarded);
             assert!(open.iter().all(|(level, _)| *level == Level::Warning), "{open:?}");
-            assert_eq!(open.iter().any(|(_, text)| text.contains("loopback_guard = true")), closed, "{open:?}");
+            assert_eq!(
+                open.iter().any(|(_, text)| text.contains("loopback_guard = true")),
+                closed,
+                "{open:?}"
+            );
             guarded.offered.iter_mut().for_each(|offered| offered.guarded = true);
             let found = texts(&guarded);
-            assert_eq!(found.iter().all(|(level, _)| *level == Level::Ok), closed, "{attachment} {at}: {found:?}");
+            assert_eq!(
+                found.iter().all(|(level, _)| *level == Level::Ok),
+                closed,
+                "{attachment} {at}: {found:?}"
+            );
         }
         let mut elsewhere = exposure("user:70", &[("0.0.0.0:5432", 70, None)])?;
         elsewhere.offered.iter_mut().for_each(|offered| offered.guarded = true);
