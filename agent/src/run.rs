@@ -195,6 +195,8 @@ struct Agent {
     session: session::Session,
     /// A view in force that is not on disk yet, because the disk refused it.
     unsaved: bool,
+    /// The same of whom to trust.
+    trust_unsaved: bool,
     incarnation: u64,
     steps: StepWatch,
     denials: Denials,
@@ -264,6 +266,7 @@ impl Agent {
             lease_warned: None,
             session: session::Session::default(),
             unsaved: false,
+            trust_unsaved: false,
             steps: StepWatch::new(moment.wall, moment.boottime),
             denials: Denials::default(),
             denials_told: report::Told::new(),

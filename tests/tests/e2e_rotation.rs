@@ -321,6 +321,11 @@ fn signing_key_and_issuers_change_under_load_and_a_host_that_was_away_heals() ->
     let _server = Postgres::start(mesh.host("db-1")?, &instance.addresses())?;
     postgres::fill(mesh.host("app-1")?.net(), IpAddr::V4(instance.v4), 1)?.ok()?;
     mesh.agent_mut("away-1")?.stop()?;
+    // The disk of app-1 takes no new statements for a while: a folder stands where the file is written.
+    let state = mesh.agent("app-1")?.state();
+    let (file, in_the_way) = (state.join("membership"), state.join(".membership.new"));
+    let before = std::fs::read(&file)?;
+    std::fs::create_dir(&in_the_way)?;
     under_load(&mut mesh, instance, 60, |mesh| {
         for part in ["signing-key", "host-issuer", "coordinator-issuer"] {
             mesh.coordinator.cli(&["rotate", part])?.ok()?;
@@ -331,6 +336,14 @@ fn signing_key_and_issuers_change_under_load_and_a_host_that_was_away_heals() ->
             Ok(all.rotations.iter().all(|rotation| rotation.stage == "settled").then_some(()))
         })
     })?;
+    let warnings = mesh.agent("app-1")?.status()?["warnings"].to_string();
+    ensure!(warnings.contains("whom to trust could not be written"), "{warnings}");
+    ensure!(std::fs::read(&file)? == before, "it was written after all");
+    std::fs::remove_dir(&in_the_way)?;
+    wait_for("whom to trust to be written", SOON, || {
+        Ok((std::fs::read(&file)? != before).then_some(()))
+    })?;
+    restart(&mut mesh, "app-1")?;
     // It was away while all of it changed: it trusts neither the coordinator's issuer nor the views' signer, but the root.
     mesh.agent_mut("away-1")?.start()?;
     wait_for("the host that was away to come back", SOON, || {

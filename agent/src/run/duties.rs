@@ -445,6 +445,9 @@ impl Agent {
         if self.unsaved {
             warnings.push("the view in force could not be written to disk: a restart would begin with an older one or none".into());
         }
+        if self.trust_unsaved {
+            warnings.push("whom to trust could not be written to disk: a restart would begin with former keys".into());
+        }
         match self.names.state() {
             Names::Failed { why, hint, .. } => warnings.push(format!("components cannot be reached by name: {why}; {hint}")),
             Names::Kept { left_out, file, .. } if left_out > 0 => {

@@ -163,9 +163,7 @@ impl Agent {
                 Output::Trust(items) => {
                     self.us.trust = items;
                     self.us.known_time = self.link.mesh_time(clock::now());
-                    if let Err(error) = self.us.store(&self.dir) {
-                        tracing::error!(%error, "cannot keep whom to trust");
-                    }
+                    self.keep_trust();
                 }
                 Output::Key(news) => self.key_news(news).await,
                 Output::Revoked => self.cut_off().await,
@@ -293,8 +291,21 @@ impl Agent {
         }
     }
 
-    /// Tries again to keep a view that the disk refused.
+    fn keep_trust(&mut self) {
+        let kept = self.us.store(&self.dir);
+        if let Err(error) = &kept
+            && !self.trust_unsaved
+        {
+            tracing::error!(%error, "whom to trust is in force but not on disk; trying again");
+        }
+        self.trust_unsaved = kept.is_err();
+    }
+
+    /// Tries again to keep what the disk refused: whom to trust, and a view.
     pub(super) async fn save_again(&mut self) {
+        if self.trust_unsaved {
+            self.keep_trust();
+        }
         if let (true, Some(view)) = (self.unsaved, self.link.installing().cloned()) {
             let outputs = self.save(&view);
             self.carry_out(outputs).await;
