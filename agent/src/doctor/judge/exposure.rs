@@ -100,7 +100,10 @@ fn way(offered: &Offered, listener: &Listener, interface: &str) -> Finding {
     } else {
         "; or run it in a container with `network_mode: none`, or in a namespace of its own".to_owned()
     };
-    let may_be_guarded = matches!(offered.attachment, Attachment::Unit(_) | Attachment::Cgroup(_) | Attachment::User(_));
+    let may_be_guarded = matches!(
+        offered.attachment,
+        Attachment::Unit(_) | Attachment::Cgroup(_) | Attachment::User(_)
+    );
     let closed = if may_be_guarded && at.ip().is_loopback() && !offered.guarded {
         format!("{closed}; or set `loopback_guard = true` in this host's agent.toml")
     } else {

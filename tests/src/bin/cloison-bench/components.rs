@@ -16,12 +16,13 @@ use cloison_tests::lab::wait_for;
 use rustix::thread::{Uid, set_thread_res_uid};
 use serde::Serialize;
 
+use crate::attached::{self, Attached};
 use crate::report::{Times, median};
 use crate::talk::{self, Pace, Stream};
 use crate::{NAME, machine};
 
 /// Hosts that are one component each, hosts with users as components, and one machine with two of them.
-const HOSTS: [&str; 5] = ["whole-1", "whole-2", "users-1", "users-2", "all-1"];
+const HOSTS: [&str; 6] = ["whole-1", "whole-2", "users-1", "users-2", "all-1", attached::HOST];
 const SENDER: u32 = 2001;
 const RECEIVER: u32 = 2002;
 const PORT: u16 = talk::STREAM_PORT;
@@ -39,6 +40,8 @@ pub(crate) struct Components {
     pub(crate) machine: machine::Machine,
     /// In the order of [`WAYS`].
     pub(crate) ways: Vec<Figures>,
+    /// And of what a component is.
+    pub(crate) attached: Attached,
 }
 
 /// What one way did.
@@ -100,6 +103,7 @@ pub(crate) fn measure(rounds: usize, span: Duration) -> Result<Components> {
         }
         eprintln!("round {} of {rounds}", round + 1);
     }
+    let attached = attached::measure(&mut mesh, &policy())?;
     mesh.finish()?;
     let first = all.first().map(|measured| measured.streams.clone()).unwrap_or_default();
     let figures = WAYS.iter().zip(all).map(|(way, measured)| Figures {
@@ -112,6 +116,7 @@ pub(crate) fn measure(rounds: usize, span: Duration) -> Result<Components> {
     Ok(Components {
         machine,
         ways: figures.collect(),
+        attached,
     })
 }
 
@@ -278,6 +283,6 @@ impl Components {
                 figures.connection.p50_and_p99()
             )
         };
-        self.ways.iter().map(line).collect()
+        self.ways.iter().map(line).collect::<String>() + &self.attached.table()
     }
 }

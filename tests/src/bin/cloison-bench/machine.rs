@@ -126,7 +126,8 @@ pub(crate) fn sizes() -> Result<Option<BTreeMap<String, u64>>> {
     Ok(PROGRAMS.into_iter().map(size).collect())
 }
 
-fn resident_kib(process: u32) -> Result<u64> {
+/// Resident memory of a process, in KiB.
+pub(crate) fn resident_kib(process: u32) -> Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
     let line = status
         .lines()

@@ -4,13 +4,14 @@
 //! throughput and its cost beside `wireguard-go` ([`bulk`]); how long a join takes ([`joins`]); sizes. Progress goes to the standard error,
 //! one table (or with `-o json` one object) to the standard output. It ends within four minutes, and leaves nothing behind. With `--restarts`
 //! it measures the stall of open streams over restarts of an agent, and nothing else ([`restarts`]); that takes up to a quarter of an hour.
-//! With `--components` it measures what it costs that components share a host ([`components`]), and nothing else.
+//! With `--components` it measures what it costs that components share a host ([`components`], [`attached`]), and nothing else.
 //!
 //! It insists on outcomes (a stream that is not cut is an error) but not on speed: what is fast enough is for the reader to say. The programs
 //! are taken from `CLOISON_PROGRAMS`, the absolute path of a folder; without it, from beside this program. Figures of debug builds are worth nothing.
 
 #![forbid(unsafe_code)]
 
+mod attached;
 mod bulk;
 mod components;
 mod cuts;
