@@ -90,18 +90,6 @@ fn what_is_broken_is_found_with_its_fix_and_gone_when_mended() -> Result<()> {
     must_find(&mesh, "addresses", "problem", &at, "dev other0")?;
     app.run(&["ip", "link", "delete", "other0"])?.ok()?;
 
-    // A rule of the base table that somebody took out.
-    app.run(&["nft", "flush", "chain", "inet", "cloison", "leaving"])?.ok()?;
-    must_find(
-        &mesh,
-        "nft",
-        "problem",
-        "was changed by somebody else",
-        "systemctl restart cloison-agent",
-    )?;
-    mesh.agent_mut("app-1")?.stop()?;
-    mesh.agent_mut("app-1")?.start()?;
-
     // The coordinator is gone.
     mesh.coordinator.stop()?;
     must_find(
@@ -122,6 +110,16 @@ fn a_foreign_flush_of_the_ruleset_is_found_while_the_agent_is_stopped_and_mended
     let app = mesh.host("app-1")?.net().clone();
     mesh.agent_mut("app-1")?.stop()?;
     must_find(&mesh, "agent", "problem", "does not run", "systemctl start cloison-agent")?;
+    // Rules of the base table that somebody took out, and then all of it.
+    let altered = ["nft", "flush", "chain", "inet", "cloison", "leaving"];
+    app.run(&altered)?.ok()?;
+    must_find(
+        &mesh,
+        "nft",
+        "problem",
+        "was changed by somebody else",
+        "systemctl restart cloison-agent",
+    )?;
     app.run(&["nft", "flush", "ruleset"])?.ok()?;
     must_find(&mesh, "nft", "problem", "`inet cloison` is gone", "flush its own tables only")?;
     mesh.agent_mut("app-1")?.start()?;
@@ -129,6 +127,12 @@ fn a_foreign_flush_of_the_ruleset_is_found_while_the_agent_is_stopped_and_mended
     app.run(&["nft", "flush", "ruleset"])?.ok()?;
     wait_for("the table to be loaded again", LIMIT, || {
         Ok(app.run(&["nft", "list", "table", "inet", "cloison"])?.ok().ok())
+    })?;
+    must_be_well(&mesh)?;
+    app.run(&altered)?.ok()?;
+    wait_for("the rules to be back", LIMIT, || {
+        let chain = app.run(&["nft", "list", "chain", "inet", "cloison", "leaving"])?.ok()?.stdout;
+        Ok(chain.contains("overlay source").then_some(()))
     })?;
     must_be_well(&mesh)?;
     // Before a host is enrolled.
