@@ -196,7 +196,7 @@ impl Dataplane {
         };
         let sockets = Udp::listen(config.port, config.workers)?;
         let claims = Claims::new(Tree::find(), Some(kernel), config.nudge.clone());
-        let workers = Workers::start(&engine, sockets, claims.owners().clone()).map_err(StartError::Workers)?;
+        let workers = Workers::start(&engine, sockets, claims.owners().clone(), config.nudge.clone()).map_err(StartError::Workers)?;
         Ok(Self {
             containers: Containers::new(&config.accepted, config.nudge.clone()),
             claims,

@@ -23,6 +23,7 @@ use cloison_agent_core::timer::TICK;
 use cloison_agent_core::wg::LocalKey;
 use cloison_proto::version::Timestamp;
 
+use crate::attach::nudge::Nudge;
 use crate::attach::owners;
 use crate::denials::notebook::{Notebook, Scribe};
 use crate::sys::clock;
@@ -80,6 +81,8 @@ struct Shared {
     tick_soon: AtomicBool,
     sockets: Arc<Sockets>,
     notebook: Arc<Notebook>,
+    /// Given when a TUN is gone.
+    nudge: Nudge,
     underlay_mtu: AtomicUsize,
     stopping: AtomicBool,
     udp_refused: AtomicU64,
@@ -89,16 +92,22 @@ struct Shared {
 
 impl Workers {
     /// Starts a worker for each of `sockets`, without any TUN. They ask about sockets in the namespace of the calling thread, which is to be
-    /// the host's own, and go by `owners`.
+    /// the host's own, and go by `owners`; a TUN that goes gives `nudge`.
     ///
     /// # Errors
     /// The kernel's: too many threads or open files.
-    pub fn start<P: PathPolicy, K: LocalKey>(engine: &Arc<Engine<P, K>>, sockets: Vec<Udp>, owners: owners::Shared) -> io::Result<Self> {
+    pub fn start<P: PathPolicy, K: LocalKey>(
+        engine: &Arc<Engine<P, K>>,
+        sockets: Vec<Udp>,
+        owners: owners::Shared,
+        nudge: Nudge,
+    ) -> io::Result<Self> {
         let port = sockets.first().map_or(0, Udp::port);
         let count = sockets.len();
         let shared = Shared {
             rounds: (0..count).map(|_| AtomicU64::new(0)).collect(),
             sockets: Arc::new(Sockets::new(owners)),
+            nudge,
             ..Shared::default()
         };
         let mut workers = Self {
@@ -349,9 +358,10 @@ impl<P: PathPolicy, K: LocalKey> Thread<P, K> {
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock && !broken => return,
                 Err(error) => {
-                    // Its owner notices too, and makes another one; until then it must not be reported again and again.
+                    // Its owner makes another one; until then it must not be reported again and again.
                     tracing::warn!(?tun, %error, "a TUN is gone");
                     let _ = self.poller.remove(tun);
+                    self.carrier.shared.nudge.give();
                     return;
                 }
             }

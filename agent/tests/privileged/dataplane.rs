@@ -297,10 +297,15 @@ fn a_host_of_the_mesh_is_made_safe_whatever_routes_there_are() -> Outcome {
 }
 
 #[test]
-fn a_tun_that_was_deleted_comes_back_with_the_next_check() -> Outcome {
+fn a_tun_that_was_deleted_is_told_of_at_once_and_comes_back_with_the_next_check() -> Outcome {
     let mesh = app_and_db();
     let [mut one, two] = two_hosts(&mesh)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+    let told = |limit| runtime.block_on(async { tokio::time::timeout(limit, one.nudge.heard()).await.is_ok() });
+    // What was told while the host was set up.
+    while told(Duration::from_millis(50)) {}
     ip(&one.ns, "link delete cloison0")?;
+    assert!(told(Duration::from_secs(2)), "nobody noticed");
     inside(&one.ns, || run("nft", "flush ruleset"))?;
     let db = mesh.address("db")?.v4.into();
     let unreachable = one.connect(db, 5432)?.err().ok_or("a way was found")?;

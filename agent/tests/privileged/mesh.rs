@@ -46,6 +46,7 @@ pub(crate) struct Host {
     pub(crate) ns: NetNs,
     pub(crate) engine: Arc<MeshEngine>,
     pub(crate) dataplane: Dataplane,
+    pub(crate) nudge: Nudge,
 }
 
 /// Hosts 1 and 2 on one wire, with the mesh's views in force and knowing each other's endpoints.
@@ -101,12 +102,14 @@ impl Host {
             reset_grace: Duration::ZERO,
             ..EngineConfig::default()
         }));
+        let nudge = config.nudge.clone();
         let dataplane = inside(&ns, || Ok(Dataplane::start(config, engine.clone())?))?;
         Ok(Self {
             number,
             ns,
             engine,
             dataplane,
+            nudge,
         })
     }
 
