@@ -4,12 +4,17 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+use super::clock;
+
+/// What /proc counts time in: USER_HZ is 100 on all architectures that this runs on.
+const NANOS_A_TICK: u64 = 10_000_000;
 
 /// A process, alive or not.
 pub struct Process {
@@ -33,6 +38,25 @@ impl Process {
     #[must_use]
     pub const fn pid(&self) -> Pid {
         self.pid
+    }
+
+    /// When it began, on the wall clock as it goes now, to a hundredth of a second.
+    ///
+    /// # Errors
+    /// ESRCH: it has ended; what /proc does not tell.
+    pub fn started(&self) -> io::Result<SystemTime> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid.as_raw_nonzero()));
+        if self.has_ended() {
+            return Err(rustix::io::Errno::SRCH.into());
+        }
+        // The name, in parentheses, may hold anything; the 22nd field, which is the 20th behind it, is the time since boot (proc_pid_stat(5)).
+        let stat = stat?;
+        let ticks = stat
+            .rsplit_once(") ")
+            .and_then(|(_, fields)| fields.split(' ').nth(19)?.parse::<u64>().ok());
+        let begun = ticks.ok_or(io::ErrorKind::InvalidData)?.saturating_mul(NANOS_A_TICK);
+        let age = Duration::from_nanos(clock::now().0.saturating_sub(begun));
+        SystemTime::now().checked_sub(age).ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
     /// Waits for its end, on a tokio runtime with IO. Nothing is left behind if this is given up before.
@@ -84,10 +108,13 @@ mod tests {
         let pid = Pid::from_raw(i32::try_from(child.id())?).ok_or("no number")?;
         let process = Process::open(pid)?;
         assert!(!process.has_ended());
+        let age = SystemTime::now().duration_since(process.started()?)?;
+        assert!(age < Duration::from_secs(5), "{age:?}");
         child.kill()?;
         let mut fds = [PollFd::new(&process, PollFlags::IN)];
         assert_eq!(poll(&mut fds, Some(&Timespec::try_from(Duration::from_secs(5))?))?, 1);
         assert!(process.has_ended(), "nobody has waited for it yet");
+        assert!(process.started().is_err());
         child.wait()?;
         assert!(process.has_ended());
         assert!(Process::open(pid).is_err());
