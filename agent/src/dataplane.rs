@@ -9,7 +9,6 @@
 //! clear stays as well. [`leave`] takes all that away.
 
 use std::collections::{BTreeMap, HashMap};
-use std::error::Error;
 use std::io;
 use std::sync::Arc;
 
@@ -44,6 +43,7 @@ use crate::sys::InterfaceName;
 use crate::sys::clock;
 use crate::sys::netns::{NetNs, NetNsError};
 use crate::sys::tun::{Tun, VNET_HEADER_LEN};
+use crate::sys::with_causes;
 use crate::udp::{Udp, UdpError};
 use crate::worker::{KernelCounts, Tuns, Workers};
 
@@ -488,15 +488,4 @@ pub fn prepare(config: &Config, range: OverlayRange) -> Result<(), Unenforced> {
         mtu: host::DEFAULT_MTU,
         resolver: config.resolver,
     })
-}
-
-/// An error and what caused it, in one line.
-pub(crate) fn with_causes(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

@@ -68,7 +68,7 @@ impl Manager {
                     return Some(Kept { component, tun, namespace });
                 }
                 (Ok(_), None) => "its name is not one of ours".to_owned(),
-                (Err(error), _) => crate::dataplane::with_causes(&error),
+                (Err(error), _) => crate::sys::with_causes(&error),
             };
             tracing::warn!(name, error, "closing what was kept");
             self.forget_name(&name);

@@ -82,10 +82,10 @@ pub enum RunError {
     #[error("cannot open {TUN_DEVICE}: {0}")]
     NoTun(std::io::Error),
     /// The data plane.
-    #[error("cannot start the data plane: {}", dataplane::with_causes(.0))]
+    #[error("cannot start the data plane: {}", crate::sys::with_causes(.0))]
     Start(#[from] StartError),
     /// The host cannot be made safe for overlay addresses.
-    #[error("cannot make this host safe for the mesh's addresses: {}", dataplane::with_causes(.0))]
+    #[error("cannot make this host safe for the mesh's addresses: {}", crate::sys::with_causes(.0))]
     Prepare(#[from] Unenforced),
     /// The status socket.
     #[error(transparent)]

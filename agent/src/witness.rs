@@ -21,11 +21,11 @@ use cloison_agent_core::witness::Witness;
 use cloison_proto::label::ComponentName;
 
 use crate::attach::owners::{Owners, Shared};
-use crate::dataplane::with_causes;
 use crate::netlink::NetlinkError;
 use crate::netlink::monitor::RulesMonitor;
 use crate::netlink::nftables::{Nftables, Rules};
 use crate::netlink::sock_diag::{Found, Kind, SockDiag, State};
+use crate::sys::with_causes;
 
 /// The host's TUN: its number, and the index of its interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -149,7 +149,7 @@ impl Trial {
 }
 
 fn impossible(what: &str, error: &dyn std::error::Error) -> TrialError {
-    TrialError::Impossible(format!("{what}: {}", crate::dataplane::with_causes(error)))
+    TrialError::Impossible(format!("{what}: {}", crate::sys::with_causes(error)))
 }
 
 /// Two sockets on loopback.

@@ -88,11 +88,14 @@ fn clear_host(config: &Config, dir: &StateDir, us: &Membership, force: bool) -> 
         view.as_ref().map(|view| &**view.content()),
     ) {
         Err(error) if !force => Err(Failure::Other {
-            what: format!("cannot remove what the agent made on this host: {}", dataplane::with_causes(&error)),
+            what: format!(
+                "cannot remove what the agent made on this host: {}",
+                crate::sys::with_causes(&error)
+            ),
             hint: "run the command as root; --force removes the state nevertheless".into(),
         }),
         Err(error) => {
-            eprintln!("warning: {}", dataplane::with_causes(&error));
+            eprintln!("warning: {}", crate::sys::with_causes(&error));
             Ok(())
         }
         Ok(()) => Ok(()),

@@ -25,7 +25,7 @@ pub fn run(config: &Config) -> Result<Done, Failure> {
     dataplane::prepare(&plane_config(config, Nudge::default()), range).map_err(|error| Failure::Other {
         what: format!(
             "cannot make this host safe for the mesh's addresses: {}",
-            dataplane::with_causes(&error)
+            crate::sys::with_causes(&error)
         ),
         hint: "run the command as root or with CAP_NET_ADMIN, with nftables in the kernel and installed".into(),
     })?;

@@ -6,7 +6,7 @@ use cloison_proto::label::ComponentName;
 use cloison_proto::net::AddressPair;
 use cloison_proto::view::{LocalInstance, View};
 
-use super::{Config, Dataplane, Enforcement, Settled, with_causes};
+use super::{Config, Dataplane, Enforcement, Settled};
 use crate::attach::claims::{Member, Wanted};
 use crate::attach::container::Sandbox;
 use crate::attach::site::{Common, Members, Site};
@@ -14,6 +14,7 @@ use crate::attach::{self, Place, Unenforced, netns};
 use crate::manager::Kept;
 use crate::sys::netns::NetNsId;
 use crate::sys::tun::Tun;
+use crate::sys::with_causes;
 
 impl Dataplane {
     /// Makes the place of each instance, as far as it can be made.

@@ -14,6 +14,7 @@ pub mod process;
 pub mod socket;
 pub mod tun;
 
+use std::error::Error;
 use std::fmt;
 use std::str::FromStr;
 
@@ -56,6 +57,17 @@ impl fmt::Display for InterfaceName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&self.0)
     }
+}
+
+/// An error and what caused it, in one line.
+pub(crate) fn with_causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
 }
 
 #[cfg(test)]

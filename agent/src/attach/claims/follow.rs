@@ -17,9 +17,9 @@ use parking_lot::Mutex;
 use rustix::fs::inotify;
 
 use super::State;
-use crate::dataplane::with_causes;
 use crate::netlink::monitor::RulesMonitor;
 use crate::sys::poll::{Poller, Waker};
+use crate::sys::with_causes;
 
 /// How often the thread looks at the cgroups without being told of a change.
 const LOOK_EVERY: Duration = Duration::from_secs(3);

@@ -24,7 +24,7 @@ use super::api::{Api, ApiError, Event, Events};
 use super::found::Found;
 use super::look::look;
 use crate::attach::nudge::Nudge;
-use crate::dataplane::with_causes;
+use crate::sys::with_causes;
 
 /// Shortest time between two looks.
 const GAP: Duration = Duration::from_millis(50);
