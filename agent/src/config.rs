@@ -39,7 +39,7 @@ pub struct Config {
     pub workers: usize,
     /// Attachments that this host accepts.
     pub accepted: Accepted,
-    /// Whether a component that claims processes of this host is reached on loopback by itself alone.
+    /// Whether a component that is a unit or a cgroup is reached on loopback by itself alone.
     pub loopback_guard: bool,
     /// Coordinators (`host:port`) to use instead of those that the mesh names; usually empty.
     pub coordinators: Vec<String>,

@@ -70,7 +70,7 @@ pub struct Config {
     pub mtu: Option<u32>,
     /// Which attachments are accepted.
     pub accepted: Accepted,
-    /// Whether a component that claims processes of this host is reached on loopback by itself alone.
+    /// Whether a component that is a unit or a cgroup is reached on loopback by itself alone.
     pub loopback_guard: bool,
     /// Whether names are answered by DNS in each namespace with a TUN, on the runtime of who starts the data plane.
     pub resolver: bool,

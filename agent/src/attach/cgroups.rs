@@ -21,7 +21,7 @@ use super::claim::Claim;
 pub const MAX_CGROUPS: usize = 16_384;
 
 /// Most cgroups below a claimed one, on whose behalf they are made: it can make itself unknown there, and nobody else.
-pub const MAX_BELOW: usize = 4_096;
+pub const MAX_BELOW: usize = 1_024;
 
 /// How deep a scan goes.
 const MAX_DEPTH: u8 = 32;
@@ -129,7 +129,7 @@ impl Tree {
         name: &OsStr,
     ) -> Option<(Cgroup, ComponentName)> {
         let (name, above) = (name.to_str()?, parent.strip_prefix(&self.root).ok()?.to_str()?);
-        let is_slice = |directory: &Path| std::fs::metadata(directory).is_ok_and(|metadata| metadata.uid() == 0);
+        let is_slice = |directory: &Path| std::fs::metadata(directory).is_ok_and(|metadata| is_roots(&metadata));
         let mut between = parent.ancestors().take_while(|directory| *directory != self.root);
         let below_slices = between.all(|directory| directory.to_str().is_some_and(|d| d.ends_with(".slice")) && is_slice(directory));
         let path = if above.is_empty() {
@@ -159,13 +159,16 @@ impl Tree {
             let owner = claims
                 .iter()
                 .find(|(_, claim)| claims_leaf(claim, &cgroup.path, &name, below_slices));
-            let is_slice = below_slices && name.ends_with(".slice") && metadata.uid() == 0;
+            let is_slice = below_slices && name.ends_with(".slice") && is_roots(&metadata);
             let leads_on = claims.iter().any(|(_, claim)| is_ancestor(&cgroup.path, claim));
             if let Some((component, _)) = owner {
                 self.claim(scan, claims, &cgroup, component, &mut MAX_BELOW.clone());
                 scan.claimed.push((cgroup, component.clone()));
-            } else if leads_on || is_slice {
-                self.descend(scan, claims, &cgroup, is_slice, left);
+            } else if is_slice {
+                self.descend(scan, claims, &cgroup, true, left);
+            } else if leads_on {
+                // Who may make cgroups here takes nobody else's turn.
+                self.descend(scan, claims, &cgroup, false, &mut MAX_BELOW.clone());
             } else {
                 scan.rest.push((cgroup.id, cgroup.level));
             }
@@ -224,6 +227,11 @@ fn claims_leaf(claim: &Claim, path: &str, name: &str, below_slices: bool) -> boo
             below_slices && (name == unit.as_str() || stem.is_some() && name.strip_suffix(".socket") == stem)
         }
     }
+}
+
+/// Whether a directory is root's, and nobody else makes anything in it.
+fn is_roots(metadata: &Metadata) -> bool {
+    metadata.uid() == 0 && metadata.mode() & 0o022 == 0
 }
 
 fn is_ancestor(path: &str, claim: &Claim) -> bool {

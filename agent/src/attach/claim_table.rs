@@ -25,7 +25,7 @@ pub struct ClaimTable {
     pub of_users: BTreeMap<u32, AddressPair>,
     /// Addresses of the rest of the host, if it is a component.
     pub rest: Option<AddressPair>,
-    /// Whether a claimed component is reached on loopback by itself alone.
+    /// Whether a component that is a cgroup is reached on loopback by itself alone.
     pub guard: bool,
 }
 
@@ -33,10 +33,13 @@ pub struct ClaimTable {
 /// with the component for ever: a socket keeps the mark that it was made with.
 const MARK: u32 = 0xc100_0000;
 
+/// The bits of a mark by which it is one of ours.
+const MARK_MASK: u32 = 0xff00_0000;
+
 /// The mark of a component's sockets, and the number of its routing table.
 #[must_use]
 pub fn mark(addresses: AddressPair) -> u32 {
-    MARK | u32::from(addresses.v4) & 0x00ff_ffff
+    MARK | u32::from(addresses.v4) & !MARK_MASK
 }
 
 /// The set of protocols whose foreign packets are refused aloud, which is filled with the others: until then nobody is known, and who is refused
@@ -104,7 +107,7 @@ impl ClaimTable {
         self.write_rest(&mut text);
         self.write_speaking(&mut text);
         self.write_hearing(&mut text);
-        if self.guard {
+        if self.is_guarded() {
             self.write_guard(&mut text);
         }
         text
@@ -193,33 +196,57 @@ impl ClaimTable {
         text.push_str("    tcp flags & (syn | ack) != syn accept\n    goto unheard\n  }\n");
     }
 
-    /// The guard of loopback, for what has no overlay address. Of a cgroup it is known who sends when a packet leaves, and who hears when it
-    /// arrives: the sender's mark is written on the packet between the two. What was begun by a component is answered to it (`ct direction`).
-    /// A user's socket is known only when it sends: who began is noted with the connection (`ct mark`), and nobody else is answered.
+    /// Whether loopback is guarded: of users nobody knows what they hear.
+    const fn is_guarded(&self) -> bool {
+        self.guard && self.levels > 0
+    }
+
+    /// The guard of loopback, for what has no overlay address. Who sends is known when a packet leaves, and who hears when it arrives: the mark of a
+    /// claimed cgroup is written on its packets between the two (`signing`), and taken from those of everybody else.
+    ///
+    /// A stream is judged at its SYN, by the listener; and at the answer to it, which carries the mark that the listener's socket was made with. The
+    /// answer is what tells where a SYN met the rest of an older stream, which has no cgroup any more. A datagram is judged each time: it is
+    /// heard if it is the cgroup's own, or answers what the cgroup itself asked (`ct mark`, since who sent the first datagram between two
+    /// ports says nothing of who asked: anybody may write another's address on one).
     fn write_guard(&self, text: &mut String) {
+        let ours = format!("meta mark & {MARK_MASK:#x} == {MARK:#x}");
+        let (syn, answer) = ("tcp flags & (syn | ack) == syn", "tcp flags & (syn | ack) == syn | ack");
         for level in 1..=self.levels {
             let _ = writeln!(text, "  map signs_{level} {{ typeof socket cgroupv2 level {level} : meta mark; }}");
             let _ = writeln!(text, "  set home_{level} {{ typeof socket cgroupv2 level {level} . meta mark; }}");
         }
-        text.push_str("  chain signing {\n");
-        for (user, addresses) in &self.of_users {
-            let mark = mark(*addresses);
-            let _ = writeln!(text, "    ct state new meta skuid {user} ct mark set {mark:#x}");
-            let _ = writeln!(
-                text,
-                "    ct direction reply meta skuid {user} ct mark != {mark:#x} counter drop comment \"asked by somebody else on guarded loopback\""
-            );
-        }
+        let _ = writeln!(text, "  chain signing {{\n    {answer} return\n    {ours} meta mark set 0");
         for level in 1..=self.levels {
             let _ = writeln!(text, "    meta mark set socket cgroupv2 level {level} map @signs_{level}");
         }
-        text.push_str("  }\n  chain guarded {\n    meta l4proto { icmp, ipv6-icmp } accept\n    ct direction reply accept\n");
+        let _ = writeln!(
+            text,
+            "    {ours} meta l4proto udp ct direction original ct mark set meta mark\n  }}"
+        );
+        text.push_str("  chain answered {\n");
+        for level in (1..=self.levels).rev() {
+            let _ = writeln!(text, "    socket cgroupv2 level {level} . meta mark @home_{level} accept");
+        }
+        text.push_str("    counter drop comment \"answer of a guarded listener to somebody else\"\n  }\n");
+        text.push_str("  chain guarded {\n    meta l4proto { icmp, ipv6-icmp } accept\n");
+        let _ = writeln!(text, "    {answer} {ours} goto answered\n    tcp flags & (syn | ack) != syn accept");
         for level in (1..=self.levels).rev() {
             let cgroup = format!("socket cgroupv2 level {level}");
+            let _ = writeln!(
+                text,
+                "    meta l4proto udp ct direction reply {cgroup} . ct mark @home_{level} accept"
+            );
             let _ = writeln!(text, "    {cgroup} . meta mark @home_{level} accept");
             let _ = writeln!(text, "    {cgroup} @claimed_{level} goto unheard");
         }
-        text.push_str("    accept\n  }\n");
+        for level in 1..=self.levels {
+            let _ = writeln!(text, "    socket cgroupv2 level {level} @rest_{level} accept");
+        }
+        let _ = writeln!(
+            text,
+            "    socket cgroupv2 level 1 != @none counter drop comment \"socket of a cgroup that is not known yet\"\n    \
+             {syn} tcp option 34 exists counter drop comment \"data before the answer, for nobody knows whom\"\n    accept\n  }}"
+        );
     }
 
     /// What stands first in the chain of packets that leave.
@@ -228,7 +255,11 @@ impl ClaimTable {
         for (source, destination) in self.themselves() {
             let _ = writeln!(text, "    oifname \"lo\" {source} {destination} goto speaking");
         }
-        let signed = if self.guard { "    oifname \"lo\" jump signing\n" } else { "" };
+        let signed = if self.is_guarded() {
+            "    oifname \"lo\" jump signing\n"
+        } else {
+            ""
+        };
         text + &stays_away("oifname", range) + signed
     }
 
@@ -238,7 +269,12 @@ impl ClaimTable {
         for (source, destination) in self.themselves() {
             let _ = writeln!(text, "    iifname \"lo\" {source} {destination} goto hearing");
         }
-        let guarded = if self.guard { "    iifname \"lo\" goto guarded\n" } else { "" };
+        // What is for a group leaves by another interface and comes back by it.
+        let guarded = if self.is_guarded() {
+            "    iifname \"lo\" goto guarded\n    meta pkttype { broadcast, multicast } fib saddr type local goto guarded\n"
+        } else {
+            ""
+        };
         text + &stays_away("iifname", range) + guarded
     }
 

@@ -33,6 +33,9 @@ mod follow;
 
 use follow::Thread;
 
+/// How often the base table is asked for before nobody knows what it says.
+const QUESTIONS: usize = 5;
+
 /// Levels of cgroups that the base table knows in any case: `system.slice`, its services, and the instances of a template.
 const MIN_LEVELS: u8 = 3;
 
@@ -54,7 +57,7 @@ pub struct Wanted {
     pub members: Vec<Member>,
     /// The component that is the rest of the host.
     pub rest: Option<(ComponentName, AddressPair)>,
-    /// Whether who claims processes is reached on loopback by itself alone.
+    /// Whether who claims cgroups is reached on loopback by itself alone.
     pub guard: bool,
 }
 
@@ -108,6 +111,8 @@ struct State {
     levels: u8,
     /// The rules of the table that is loaded.
     rules: Rules,
+    /// Whether a table is being loaded, so that what is there is not what was.
+    loading: bool,
     /// What is in its sets; `None` until it is loaded.
     filled: Option<BTreeSet<(String, Key)>>,
     /// Cgroups whose sockets are marked, with what came of it.
@@ -134,6 +139,7 @@ impl Claims {
             guard: false,
             levels: 0,
             rules: Rules::default(),
+            loading: false,
             filled: None,
             marked: BTreeMap::new(),
             scan: Scan::default(),
@@ -160,9 +166,11 @@ impl Claims {
         &self.owners
     }
 
-    /// Takes up what is wanted, as far as it can be enforced. The sets are filled when the table that follows from it is loaded.
+    /// Takes up what is wanted, as far as it can be enforced. The table that follows from it may be loaded from now on; its sets are filled when it
+    /// is ([`Claims::fill`]), and [`Claims::loaded`] is to be said in any case.
     pub fn set(&mut self, wanted: Wanted) -> Settled {
         let mut state = self.state.lock();
+        state.loading = true;
         let settled = state.set(wanted);
         let follows = !state.bound.is_empty();
         if self.thread.as_ref().is_some_and(Thread::has_ended) {
@@ -200,6 +208,14 @@ impl Claims {
         state.rules = rules.unwrap_or_default();
         state.filled = Some(BTreeSet::new());
         state.follow()
+    }
+
+    /// No table is being loaded any more: whatever is there now is compared with what was read when the sets were filled.
+    pub fn loaded(&mut self) {
+        self.state.lock().loading = false;
+        if let Some(thread) = &self.thread {
+            thread.look_at_rules();
+        }
     }
 
     /// Makes sets, marks and owners what the claims say, in a table that is loaded.
@@ -446,7 +462,7 @@ impl State {
             .scan
             .rest
             .iter()
-            .filter(|(_, level)| self.rest.is_some() && *level <= self.levels)
+            .filter(|(_, level)| (self.rest.is_some() || self.guard) && *level <= self.levels)
         {
             elements.insert((claim_table::rest(*level), Key::Cgroup(*id)));
         }
@@ -455,8 +471,13 @@ impl State {
 
     /// Lets nothing pass if the base table is not as it was loaded, and has it loaded again.
     fn close_without_table(&mut self) {
-        let Some(nftables) = &mut self.nftables else { return };
-        if self.filled.is_some() && !nftables.rules().is_ok_and(|rules| rules == self.rules) {
+        let Some(nftables) = self.nftables.as_mut().filter(|_| self.filled.is_some() && !self.loading) else {
+            return;
+        };
+        // Who changes nftables without a pause keeps it from being read as of one moment: then it is not known, and it is asked again.
+        let answers = (0..QUESTIONS).map(|_| nftables.rules());
+        let rules = answers.filter_map(Result::ok).next();
+        if rules.as_ref() != Some(&self.rules) {
             tracing::warn!(
                 "somebody else changed the base table, or took it away: nothing passes this host's TUN until it is loaded again"
             );

@@ -74,6 +74,8 @@ pub struct Site {
     namespace: NetNs,
     /// What was loaded, with the rules that the kernel has of it.
     loaded: Option<(BaseTable, Rules)>,
+    /// For which range the namespace was made safe.
+    safe: Option<OverlayRange>,
     /// How often a base table was loaded here: what was put into its sets is gone each time.
     loads: u64,
     tun: Option<Arc<Tun>>,
@@ -87,6 +89,7 @@ impl Site {
         Self {
             namespace,
             loaded: None,
+            safe: None,
             loads: 0,
             tun: None,
             lasting: false,
@@ -99,6 +102,7 @@ impl Site {
         Self {
             namespace,
             loaded: None,
+            safe: None,
             loads: 0,
             tun: None,
             lasting: true,
@@ -131,11 +135,12 @@ impl Site {
     /// # Errors
     /// [`Unenforced`].
     pub fn protect(&mut self, common: &Common) -> Result<(), Unenforced> {
-        let loaded = (&mut self.loaded, &mut self.loads);
+        let (loaded, safe) = ((&mut self.loaded, &mut self.loads), &mut self.safe);
         self.namespace.run(|| {
             // One that says more than we know yet is a running component's, whose packets wait in its TUN.
             if !base_table::has_claims(&common.table)? {
                 load_base_table(loaded, common, None)?;
+                *safe = Some(common.range);
             }
             let wanted = destinations(common.range)
                 .into_iter()
@@ -152,11 +157,11 @@ impl Site {
     pub fn apply(&mut self, common: &Common, members: impl Into<Members>) -> Result<(), Unenforced> {
         let members = &members.into();
         let tun = self.tun.take();
-        let (loaded, loads, lasting) = (&mut self.loaded, &mut self.loads, self.lasting);
+        let (loaded, loads, safe, lasting) = (&mut self.loaded, &mut self.loads, &mut self.safe, self.lasting);
         self.tun = self.namespace.run(|| {
             let mut netlink = Netlink::open()?;
             let links = link::list(&mut netlink)?;
-            let is_safe = loaded.as_ref().is_some_and(|(table, _)| table.range == common.range);
+            let is_safe = *safe == Some(common.range);
             let own = own(&links, tun.as_deref(), &common.table);
             if !is_safe && let Some(conflict) = find_conflict(&mut netlink, common.range, &own)? {
                 return Err(Unenforced::Conflict(conflict));
@@ -165,6 +170,7 @@ impl Site {
             let first = members.claims.is_some() && loaded.as_ref().is_none_or(|(table, _)| table.claims.is_none());
             let was_open = first && tun.is_some() && !base_table::has_claims(&common.table)?;
             load_base_table((loaded, loads), common, members.claims.as_ref())?;
+            *safe = Some(common.range);
             if was_open {
                 tun.as_deref().inspect(|tun| tun.discard());
             }
@@ -198,9 +204,10 @@ impl Site {
                 && rules_of(&table.name)? != *rules
             {
                 tracing::warn!(table = %table.name, "somebody else changed the base table, or took it away; loading it again");
+                // Whatever comes next: what was in its sets is gone.
+                *loads += 1;
                 table.load()?;
                 *rules = rules_of(&table.name)?;
-                *loads += 1;
                 if table.claims.is_some() {
                     tun.as_deref().inspect(|tun| tun.discard());
                 }
@@ -232,7 +239,7 @@ impl Site {
     /// [`Unenforced`], after having tried all of it.
     pub fn clear(&mut self, range: OverlayRange, table: &TableName) -> Result<(), Unenforced> {
         give_up(self.tun.take().as_deref());
-        self.loaded = None;
+        (self.loaded, self.safe) = (None, None);
         self.namespace.run(|| {
             let mut netlink = Netlink::open()?;
             let links = link::list(&mut netlink)?;
@@ -339,8 +346,9 @@ fn load_base_table(
         claims: claims.cloned(),
     };
     if loaded.as_ref().is_none_or(|(table, _)| *table != wanted) {
-        wanted.load()?;
         *loads += 1;
+        *loaded = None;
+        wanted.load()?;
         let rules = rules_of(&wanted.name)?;
         *loaded = Some((wanted, rules));
     }

@@ -135,6 +135,8 @@ pub struct Link {
     certificate: Option<Window>,
     /// Whether the link stands on a certificate before that one.
     outdated: bool,
+    /// When the last certificate came.
+    renewed: Option<Timestamp>,
     renewal_asked: Option<Timestamp>,
     must_renew: bool,
     endpoints: Vec<Endpoint>,
@@ -168,6 +170,7 @@ impl Link {
             must_renew: certificate.is_none(),
             certificate,
             outdated: false,
+            renewed: None,
             renewal_asked: None,
             endpoints: Vec::new(),
             report: None,
@@ -193,7 +196,7 @@ impl Link {
                     renew: self.must_renew || self.certificate.is_some_and(|w| w.ended_at(self.clock.at(now))),
                 });
             }
-            LinkState::Linked { .. } if self.outdated && self.held.is_none() && self.assembly.is_none() => {
+            LinkState::Linked { .. } if self.outdated && out.is_empty() && self.held.is_none() && self.assembly.is_none() => {
                 out.push(Output::Close("going over to the new certificate"));
             }
             LinkState::Linked { .. } => self.ask_for_certificate(now, &mut out),
@@ -350,9 +353,10 @@ impl Link {
 
     /// A new certificate is on disk. The next link uses it, and that is soon: the coordinator keeps one that was not used yet, so a link must not
     /// live to ask for a second one.
-    pub const fn certificate(&mut self, window: Window) {
+    pub const fn certificate(&mut self, window: Window, now: Timestamp) {
         self.certificate = Some(window);
         self.outdated = true;
+        self.renewed = Some(now);
         self.must_renew = false;
         self.renewal_asked = None;
     }
@@ -588,7 +592,10 @@ impl Link {
             return;
         }
         let due = self.must_renew || self.certificate.is_none_or(|w| w.half_spent_at(self.clock.at(now)));
-        if due && self.renewal_asked.is_none_or(|asked| now.since(asked) >= RENEW_AGAIN) {
+        // Where mesh time is ahead of the issuer's, a certificate is half spent when it comes.
+        let half = Duration::from_secs(self.certificate.map_or(0, Window::life) / 2);
+        let is_new = self.renewed.is_some_and(|came| now.since(came) < half.min(RENEW_AGAIN));
+        if due && !is_new && self.renewal_asked.is_none_or(|asked| now.since(asked) >= RENEW_AGAIN) {
             self.renewal_asked = Some(now);
             out.push(Output::Send(RenewCertificate {}.into()));
         }

@@ -267,10 +267,11 @@ fn a_link_goes_over_to_its_new_certificate_between_two_views() -> Outcome {
     let items = mesh.items(&["tcp/5432"])?;
     let view = mesh.view(5, &["tcp/5432"])?;
     feed(&mut link, at(45_000_010), &whole(mesh.header(&items, 5), &items));
-    link.certificate(Window {
+    let window = Window {
         not_before: 0,
         not_after: 200_000,
-    });
+    };
+    link.certificate(window, at(45_000_010));
     assert!(!closes(&link.tick(at(45_000_020))), "the view waits for its lease");
     link.frame(at(45_000_030), &grant(&mesh.lease(&view, 45_000, 600)));
     link.applied(at(45_000_030), report());
@@ -279,6 +280,28 @@ fn a_link_goes_over_to_its_new_certificate_between_two_views() -> Outcome {
     assert!(wait(&link, at(45_000_040)) <= super::super::backoff::FIRST);
     link.connected(at(45_001_000));
     assert!(!closes(&link.tick(at(45_002_000))), "once");
+    Ok(())
+}
+
+#[test]
+fn a_certificate_that_is_half_spent_when_it_comes_is_no_reason_to_ask_without_a_pause() -> Outcome {
+    let mesh = Mesh::new();
+    let mut link = linked(&mesh)?;
+    let asks = |out: Vec<Output>| out.iter().any(|o| matches!(o, Output::Send(AgentMessage::RenewCertificate(_))));
+    let spent = Window {
+        not_before: 0,
+        not_after: 46_000,
+    };
+    assert!(asks(link.tick(at(45_000_000))));
+    for attempt in 0..5u64 {
+        let now = 45_000_000 + attempt * 1_000;
+        link.certificate(spent, at(now));
+        link.tick(at(now + 100));
+        link.disconnected(at(now + 100), "going over");
+        link.connected(at(now + 600));
+        assert!(!asks(link.tick(at(now + 700))), "attempt {attempt}");
+    }
+    assert!(asks(link.tick(at(45_004_000 + 600_000))), "and later it does");
     Ok(())
 }
 

@@ -32,6 +32,7 @@ impl Dataplane {
             .common(view.config.overlay)
             .and_then(|common| self.host.apply(&common, members).map(|()| common))
             .and_then(|common| self.fill().map(|()| common));
+        self.claims.loaded();
         let safe = safe.map_err(Arc::new);
         for (component, (place, instance)) in plan.sites {
             let on_host = |enforcement| self.host.tun().cloned().map(|tun| (tun, enforcement)).ok_or(Unenforced::NoTun);

@@ -5,11 +5,12 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use sha2::{Digest as _, Sha256};
 
 use super::{ANSWER_WITHIN, DUMP_ATTEMPTS, NetlinkError};
 
@@ -18,12 +19,21 @@ mod number {
     pub(super) const BATCH_BEGIN: u16 = 0x10;
     pub(super) const BATCH_END: u16 = 0x11;
     pub(super) const NFTABLES: u16 = 10;
+    pub(super) const NEW_TABLE: u16 = NFTABLES << 8;
+    pub(super) const GET_TABLE: u16 = NFTABLES << 8 | 1;
+    pub(super) const NEW_CHAIN: u16 = NFTABLES << 8 | 3;
+    pub(super) const GET_CHAIN: u16 = NFTABLES << 8 | 4;
     pub(super) const NEW_RULE: u16 = NFTABLES << 8 | 6;
     pub(super) const GET_RULE: u16 = NFTABLES << 8 | 7;
     pub(super) const NEW_ELEMENT: u16 = NFTABLES << 8 | 12;
     pub(super) const DELETE_ELEMENT: u16 = NFTABLES << 8 | 14;
     pub(super) const INET: u8 = 1;
-    pub(super) const RULE_HANDLE: u16 = 3;
+    /// How often a table, and a chain, is used, and what a chain has counted.
+    pub(super) const TABLE_USE: u16 = 3;
+    pub(super) const CHAIN_USE: u16 = 6;
+    pub(super) const CHAIN_COUNTERS: u16 = 8;
+    pub(super) const RULE_EXPRESSIONS: u16 = 4;
+    pub(super) const EXPRESSION_NAME: u16 = 1;
     pub(super) const TABLE: u16 = 1;
     pub(super) const SET: u16 = 2;
     pub(super) const ELEMENTS: u16 = 3;
@@ -32,6 +42,8 @@ mod number {
     pub(super) const DATA: u16 = 2;
     pub(super) const VALUE: u16 = 1;
     pub(super) const NESTED: u16 = 1 << 15;
+    /// The bits of an attribute's kind that are no flags.
+    pub(super) const KIND: u16 = 0x3fff;
 }
 
 /// Flags of a message (linux/netlink.h).
@@ -98,15 +110,15 @@ pub struct Change {
     pub key: Key,
 }
 
-/// Which rules a table has. See [`Nftables::rules`].
+/// What a table says, as far as it can be compared. See [`Nftables::rules`].
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Rules(Arc<[u64]>);
+pub struct Rules(Option<[u8; 32]>);
 
 impl Rules {
-    /// Whether there is none.
+    /// Whether there is no table.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    pub const fn is_empty(&self) -> bool {
+        self.0.is_none()
     }
 }
 
@@ -155,45 +167,66 @@ impl Nftables {
             .map_err(|e| NetlinkError::new("change the base table's sets", e))
     }
 
-    /// The rules of the table, by the handles that the kernel gave them: whoever takes one away, puts one in or writes it anew, changes this.
-    /// Empty if there is no table.
+    /// What the table says now: whoever takes a rule away, puts one in or changes one, changes the table or makes it anew, changes this. What rules
+    /// have counted, and what is in sets, is not looked at.
     ///
     /// # Errors
     /// [`NetlinkError`].
     pub fn rules(&mut self) -> Result<Rules, NetlinkError> {
+        let failed = |e| NetlinkError::new("read the base table", e);
         for _ in 0..DUMP_ATTEMPTS {
-            if let Some(rules) = self.dump().map_err(|e| NetlinkError::new("read the base table's rules", e))? {
+            if let Some(rules) = self.read().map_err(failed)? {
                 return Ok(rules);
             }
         }
-        let disturbed = io::Error::from_raw_os_error(libc::EINTR);
-        Err(NetlinkError::new("read the base table's rules", disturbed))
+        Err(failed(io::Error::from_raw_os_error(libc::EINTR)))
     }
 
     /// The same; none if others changed nftables meanwhile.
-    fn dump(&mut self) -> io::Result<Option<Rules>> {
-        let mut question = Vec::new();
+    fn read(&mut self) -> io::Result<Option<Rules>> {
+        let (mut digest, mut is_there) = (Sha256::new(), false);
+        self.get(number::GET_TABLE, flag::ACK, number::NEW_TABLE, |attributes| {
+            is_there = true;
+            digest_but(&mut digest, attributes, &[number::TABLE_USE]);
+        })?;
+        if !is_there {
+            return Ok(Some(Rules::default()));
+        }
+        let name = text_value(&self.table);
+        let chains = self.get(number::GET_CHAIN, flag::DUMP, number::NEW_CHAIN, |chain| {
+            // The kernel tells of those of all tables.
+            if attributes(chain).any(|(kind, value)| kind == number::TABLE && value == name) {
+                digest_but(&mut digest, chain, &[number::CHAIN_USE, number::CHAIN_COUNTERS]);
+            }
+        })?;
+        let rules = self.get(number::GET_RULE, flag::DUMP, number::NEW_RULE, |rule| {
+            digest_but(&mut digest, rule, &[number::RULE_EXPRESSIONS]);
+            let expressions = attributes(rule).filter(|(kind, _)| *kind == number::RULE_EXPRESSIONS);
+            for (_, expression) in expressions.flat_map(|(_, all)| attributes(all)) {
+                let is_counter = attributes(expression).any(|(kind, name)| kind == number::EXPRESSION_NAME && name == b"counter\0");
+                digest.update(if is_counter { b"counter" } else { expression });
+            }
+        })?;
+        Ok((chains && rules).then(|| Rules(Some(digest.finalize().into()))))
+    }
+
+    /// Asks about the table, and gives the attributes of each message of the wanted kind to `each`. Says whether all of it was as of one moment.
+    fn get(&mut self, question: u16, flags: u16, wanted: u16, mut each: impl FnMut(&[u8])) -> io::Result<bool> {
+        let mut bytes = Vec::new();
         let table = self.table.clone();
-        let flags = flag::REQUEST | flag::DUMP;
-        self.message(&mut question, number::GET_RULE, flags, (number::INET, 0), |body| {
+        self.message(&mut bytes, question, flag::REQUEST | flags, (number::INET, 0), |body| {
             text(body, number::TABLE, &table);
         });
-        self.socket.send(&question, 0)?;
-        let (mut rules, mut interrupted) = (Vec::new(), false);
+        self.socket.send(&bytes, 0)?;
+        let mut interrupted = false;
         loop {
             let bytes = self.receive()?;
             for message in messages(&bytes).filter(|m| m.sequence == self.sequence) {
                 interrupted |= message.flags & flag::INTERRUPTED != 0;
-                match message.kind {
-                    number::NEW_RULE => rules.extend(message.handle()),
-                    ANSWER if message.code() == Some(libc::ENOENT) => return Ok(Some(Rules::default())),
-                    ANSWER => {
-                        return Err(message
-                            .code()
-                            .map_or(io::ErrorKind::InvalidData.into(), io::Error::from_raw_os_error));
-                    }
-                    DONE if interrupted => return Ok(None),
-                    DONE => return Ok(Some(Rules(rules.into()))),
+                match (message.kind, message.code()) {
+                    (kind, _) if kind == wanted => each(message.body.get(NETFILTER_HEADER..).unwrap_or_default()),
+                    (DONE, _) | (ANSWER, Some(0 | libc::ENOENT)) => return Ok(!interrupted),
+                    (ANSWER, Some(code)) => return Err(io::Error::from_raw_os_error(code)),
                     _ => {}
                 }
             }
@@ -275,8 +308,13 @@ impl Nftables {
 
     fn receive(&self) -> io::Result<Vec<u8>> {
         let timeout = Timespec::try_from(ANSWER_WITHIN).map_err(io::Error::other)?;
-        if poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&timeout))? == 0 {
-            return Err(io::ErrorKind::TimedOut.into());
+        loop {
+            match poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&timeout)) {
+                Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
+                Ok(_) => break,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
         self.socket.recv_from_full().map(|(bytes, _)| bytes)
     }
@@ -304,7 +342,7 @@ fn attribute(to: &mut Vec<u8>, kind: u16, value: &[u8]) {
 }
 
 fn text(to: &mut Vec<u8>, kind: u16, value: &str) {
-    attribute(to, kind, &[value.as_bytes(), &[0]].concat());
+    attribute(to, kind, &text_value(value));
 }
 
 fn nested(to: &mut Vec<u8>, kind: u16, body: impl FnOnce(&mut Vec<u8>)) {
@@ -327,19 +365,32 @@ impl Message<'_> {
         let code = self.body.first_chunk::<4>().filter(|_| self.kind == ANSWER)?;
         Some(i32::from_ne_bytes(*code).wrapping_neg())
     }
+}
 
-    /// The handle of the rule that this is about.
-    fn handle(&self) -> Option<u64> {
-        let mut rest = self.body.get(NETFILTER_HEADER..)?;
-        while let Some([l0, l1, k0, k1]) = rest.first_chunk::<4>() {
-            let length = usize::from(u16::from_ne_bytes([*l0, *l1])).max(4);
-            if u16::from_ne_bytes([*k0, *k1]) == number::RULE_HANDLE {
-                return rest.get(4..length)?.first_chunk().map(|bytes| u64::from_be_bytes(*bytes));
-            }
-            rest = rest.get(length.next_multiple_of(4)..)?;
-        }
-        None
+/// The attributes in a message or in another attribute, by their kinds without flags; what is cut off is none.
+fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    let mut rest = bytes;
+    std::iter::from_fn(move || {
+        let [l0, l1, k0, k1] = *rest.first_chunk::<4>()?;
+        let length = usize::from(u16::from_ne_bytes([l0, l1]));
+        let value = rest.get(4..length)?;
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((u16::from_ne_bytes([k0, k1]) & number::KIND, value))
+    })
+}
+
+/// Takes up all attributes but those of some kinds, each with its kind and length.
+fn digest_but(digest: &mut Sha256, bytes: &[u8], but: &[u16]) {
+    for (kind, value) in attributes(bytes).filter(|(kind, _)| !but.contains(kind)) {
+        digest.update(kind.to_ne_bytes());
+        digest.update(value.len().to_ne_bytes());
+        digest.update(value);
     }
+}
+
+/// A text as the kernel writes it.
+fn text_value(text: &str) -> Vec<u8> {
+    [text.as_bytes(), &[0]].concat()
 }
 
 /// The messages in a buffer; what is cut off is none.

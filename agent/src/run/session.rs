@@ -110,7 +110,7 @@ impl Agent {
                 Ok((frames, renewed)) => {
                     if let Some(renewed) = renewed {
                         self.certificate = Some(renewed.certificate);
-                        self.link.certificate(renewed.window);
+                        self.link.certificate(renewed.window, now);
                         let outputs = self.link.told_trust(&renewed.trust, now);
                         Box::pin(self.carry_out(outputs)).await;
                     }
@@ -365,7 +365,7 @@ impl Agent {
         }
         tracing::info!(not_after = window.not_after, "certificate renewed");
         self.certificate = Some(der);
-        self.link.certificate(window);
+        self.link.certificate(window, clock::now());
     }
 }
 

@@ -197,6 +197,8 @@ fn more_elements_than_fit_a_socket_s_buffer_come_and_go() -> Outcome {
         nftables.change(&change(Operation::Remove))?;
         assert_eq!(count()?, 0);
         assert!(nftables.change(&change(Operation::Remove)).is_err(), "they are gone");
+        assert!(!nftables.rules()?.is_empty());
+        run("nft", "delete table inet cloison_test")?;
         assert!(nftables.rules()?.is_empty());
         Ok(())
     })

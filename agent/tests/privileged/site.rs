@@ -206,6 +206,8 @@ fn a_base_table_that_others_change_is_made_anew() -> Outcome {
         "flush table inet cloison_test",
         "flush chain inet cloison_test leaving",
         "insert rule inet cloison_test arriving accept",
+        "add table inet cloison_test { flags dormant; }",
+        "add chain inet cloison_test input { policy drop; }",
         "delete table inet cloison_test",
     ]
     .into_iter()
@@ -217,6 +219,24 @@ fn a_base_table_that_others_change_is_made_anew() -> Outcome {
         assert_eq!(listing()?, whole, "{change}");
         assert_eq!(site.loads(), u64::try_from(count)? + 2, "{change}");
     }
+    // One that keeps its number, and a table of the same words that is another one.
+    let numbered = inside(&ns, || run("nft", "-a list chain inet cloison_test leaving"))?;
+    let rule = numbered
+        .lines()
+        .find(|line| line.contains("overlay source to elsewhere"))
+        .ok_or("no rule")?;
+    let handle = rule.rsplit(' ').next().ok_or("no handle")?.to_owned();
+    inside(&ns, || {
+        run("nft", &format!("replace rule inet cloison_test leaving handle {handle} accept"))
+    })?;
+    assert!(site.check()?);
+    assert_eq!(listing()?, whole, "replaced");
+    let (loads, saved) = (site.loads(), inside(&ns, || run("nft", "list table inet cloison_test"))?);
+    let file = tempfile::NamedTempFile::new()?;
+    std::fs::write(file.path(), format!("flush ruleset\n{saved}"))?;
+    inside(&ns, || run("nft", &format!("-f {}", file.path().display())))?;
+    assert_eq!(listing()?, whole, "the same words");
+    assert!(site.check()? && site.loads() == loads + 1, "and another table");
     // What is no rule of ours is none of our business.
     inside(&ns, || run("nft", "add table inet other"))?;
     let loads = site.loads();

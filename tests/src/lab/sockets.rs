@@ -17,6 +17,9 @@ use socket2::{Domain, MsgHdr, Protocol, SockAddr, Socket, Type};
 
 /// Bytes of a question: a word and the token, by which it is known again.
 const QUESTION: usize = 16;
+
+/// How long one waits with the next datagram of many.
+const BETWEEN_DATAGRAMS: Duration = Duration::from_millis(20);
 /// How long a connection, or an answer, is waited for.
 const PATIENCE: Duration = Duration::from_millis(300);
 /// How often a server looks whether it is to end.
@@ -183,7 +186,11 @@ impl Background {
                 }
                 let _judged_by_who_was_asked = match by {
                     By::Tcp => ask(by, to, &shape, token).map(drop),
-                    By::Udp => tell(to, &shape, token).map(drop),
+                    By::Udp => {
+                        // Each is a flow of its own for half a minute, and a component may have so many only.
+                        std::thread::sleep(BETWEEN_DATAGRAMS);
+                        tell(to, &shape, token).map(drop)
+                    }
                 };
                 attempts.fetch_add(1, Ordering::Relaxed);
                 std::thread::sleep(Duration::from_millis(1));

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustix::fs::inotify;
+use rustix::io::Errno;
 
 use super::State;
 use crate::netlink::monitor::RulesMonitor;
@@ -38,6 +39,8 @@ const EVENTS: usize = 256;
 pub(super) struct Thread {
     waker: Arc<Waker>,
     stopping: Arc<AtomicBool>,
+    /// Whether the base table is to be looked at, though nobody told of a change.
+    compares: Arc<AtomicBool>,
     handle: Option<JoinHandle<Option<RulesMonitor>>>,
 }
 
@@ -45,6 +48,7 @@ impl Thread {
     /// Starts it; it listens to `rules`, too.
     pub(super) fn start(state: &Arc<Mutex<State>>, mut rules: Option<RulesMonitor>) -> io::Result<Self> {
         let (waker, stopping) = (Arc::new(Waker::new()?), Arc::new(AtomicBool::new(false)));
+        let compares = Arc::new(AtomicBool::new(false));
         let watch = Watch::new()?;
         let (poller, state) = (Poller::new()?, Arc::downgrade(state));
         poller.add(&waker, 0)?;
@@ -52,7 +56,7 @@ impl Thread {
         if let Some(rules) = &rules {
             poller.add(rules, 2)?;
         }
-        let (woken, stop) = (waker.clone(), stopping.clone());
+        let (woken, stop, compare) = (waker.clone(), stopping.clone(), compares.clone());
         let run = move || {
             let (mut watch, mut ready) = (watch, Vec::new());
             while poller.wait(&mut ready, LOOK_EVERY).is_ok() && !stop.load(Ordering::Acquire) {
@@ -61,7 +65,7 @@ impl Thread {
                 let Some(state) = state.upgrade() else { break };
                 let mut state = state.lock();
                 state.greet(&new);
-                if rules.as_mut().is_some_and(RulesMonitor::look) {
+                if rules.as_mut().is_some_and(RulesMonitor::look) || compare.swap(false, Ordering::AcqRel) {
                     state.close_without_table();
                 }
                 if let Err(error) = state.follow() {
@@ -87,12 +91,19 @@ impl Thread {
         Ok(Self {
             waker,
             stopping,
+            compares,
             handle: Some(handle),
         })
     }
 
     /// Has it look at once.
     pub(super) fn wake(&self) {
+        self.waker.wake();
+    }
+
+    /// Has it look whether the base table is what was loaded.
+    pub(super) fn look_at_rules(&self) {
+        self.compares.store(true, Ordering::Release);
         self.waker.wake();
     }
 
@@ -129,6 +140,8 @@ struct Watch {
     inotify: OwnedFd,
     /// By the number of the watch.
     watched: BTreeMap<(PathBuf, u64), i32>,
+    /// Whether it was said that there are too few watches.
+    is_short: bool,
 }
 
 impl Watch {
@@ -136,6 +149,7 @@ impl Watch {
         Ok(Self {
             inotify: inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?,
             watched: BTreeMap::new(),
+            is_short: false,
         })
     }
 
@@ -145,10 +159,17 @@ impl Watch {
         let mut is_new = false;
         for one in wanted {
             let flags = inotify::WatchFlags::CREATE | inotify::WatchFlags::DELETE | inotify::WatchFlags::ONLYDIR;
-            if !self.watched.contains_key(one)
-                && let Ok(number) = inotify::add_watch(&self.inotify, &one.0, flags)
-            {
-                is_new |= self.watched.insert(one.clone(), number).is_none();
+            if self.watched.contains_key(one) {
+                continue;
+            }
+            match inotify::add_watch(&self.inotify, &one.0, flags) {
+                Ok(number) => is_new |= self.watched.insert(one.clone(), number).is_none(),
+                Err(Errno::NOSPC) if !self.is_short => {
+                    self.is_short = true;
+                    tracing::warn!("no more watches (fs.inotify.max_user_watches): units that start are found after seconds only");
+                }
+                // It went meanwhile.
+                Err(_) => {}
             }
         }
         is_new

@@ -57,14 +57,14 @@ impl Offered {
         is_its && self.is_on(*protocol, at.port()) && !self.addresses.contains(&at.ip()) && !is_closed
     }
 
-    /// Whether the guard of loopback keeps others away there. Whose a user's datagrams are, nobody knows before they are heard.
-    fn is_guarded(&self, protocol: Protocol) -> bool {
-        self.guarded
-            && match self.attachment {
-                Attachment::Unit(_) | Attachment::Cgroup(_) => true,
-                Attachment::User(_) => protocol == Protocol::Tcp,
-                Attachment::Host | Attachment::Container(..) | Attachment::Netns(_) => false,
-            }
+    /// Whether the guard of loopback keeps others away there.
+    const fn is_guarded(&self, protocol: Protocol) -> bool {
+        self.guarded && self.may_be_guarded() && matches!(protocol, Protocol::Tcp | Protocol::Udp)
+    }
+
+    /// Of users nobody knows what they hear.
+    const fn may_be_guarded(&self) -> bool {
+        matches!(self.attachment, Attachment::Unit(_) | Attachment::Cgroup(_))
     }
 }
 
@@ -100,11 +100,7 @@ fn way(offered: &Offered, listener: &Listener, interface: &str) -> Finding {
     } else {
         "; or run it in a container with `network_mode: none`, or in a namespace of its own".to_owned()
     };
-    let may_be_guarded = matches!(
-        offered.attachment,
-        Attachment::Unit(_) | Attachment::Cgroup(_) | Attachment::User(_)
-    );
-    let closed = if may_be_guarded && at.ip().is_loopback() && !offered.guarded {
+    let closed = if offered.may_be_guarded() && at.ip().is_loopback() && !offered.guarded {
         format!("{closed}; or set `loopback_guard = true` in this host's agent.toml")
     } else {
         closed
@@ -210,9 +206,10 @@ mod tests {
     fn what_the_guard_closes_is_no_way_and_what_it_leaves_open_is_one() -> Outcome {
         for (attachment, at, closed) in [
             ("unit:postgres.service", "127.0.0.1:5432", true),
-            ("user:70", "[::1]:5432", true),
+            ("cgroup:/system.slice/pg", "[::1]:5432", true),
+            ("user:70", "[::1]:5432", false),
             ("host", "127.0.0.1:5432", false),
-            ("user:70", "0.0.0.0:5432", false),
+            ("unit:postgres.service", "0.0.0.0:5432", false),
         ] {
             let mut guarded = exposure(attachment, &[(at, 70, None)])?;
             let open = texts(&guarded);
@@ -230,7 +227,7 @@ mod tests {
                 "{attachment} {at}: {found:?}"
             );
         }
-        let mut elsewhere = exposure("user:70", &[("0.0.0.0:5432", 70, None)])?;
+        let mut elsewhere = exposure("unit:postgres.service", &[("0.0.0.0:5432", 70, None)])?;
         elsewhere.offered.iter_mut().for_each(|offered| offered.guarded = true);
         assert!(texts(&elsewhere).iter().all(|(_, text)| text.contains("from elsewhere")));
         Ok(())
