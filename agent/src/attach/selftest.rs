@@ -10,6 +10,8 @@ use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use parking_lot::Mutex;
+
 use super::base_table::{BaseTableError, TableName, run_nft};
 use super::cgroups::{Cgroup, Tree};
 use crate::netlink::NetlinkError;
@@ -68,6 +70,9 @@ impl Trial {
     /// # Errors
     /// [`TrialError`].
     pub fn of_cgroups(&self, tree: &Tree) -> Result<(), TrialError> {
+        // A process is in one cgroup at a time, whoever of it tries something out.
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        let _turn = ONE_AT_A_TIME.lock();
         let own = tree.own().map_err(|e| impossible("our own cgroup is not found", &e))?;
         if own.level > 0 {
             return self.run(Subject::Cgroups(own.id, own.level), || Ok(()));
@@ -177,6 +182,9 @@ impl Sockets {
     }
 }
 
+/// How often a cgroup is emptied before it stays.
+const ATTEMPTS: usize = 20;
+
 /// A cgroup that this process is in for a moment.
 struct Guest {
     cgroup: Cgroup,
@@ -196,7 +204,18 @@ impl Guest {
 
     fn leave(self) -> io::Result<()> {
         join(&self.root)?;
-        std::fs::remove_dir(&self.place)
+        let mut removed = std::fs::remove_dir(&self.place);
+        for _ in 0..ATTEMPTS {
+            if removed.as_ref().err().and_then(io::Error::raw_os_error) != Some(libc::EBUSY) {
+                break;
+            }
+            // Programs that we started meanwhile were born there.
+            for born in std::fs::read_to_string(self.place.join("cgroup.procs"))?.lines() {
+                let _ended = std::fs::write(self.root.join("cgroup.procs"), born);
+            }
+            removed = std::fs::remove_dir(&self.place);
+        }
+        removed
     }
 }
 
