@@ -89,6 +89,9 @@ pub struct Offer {
     pub lease: Option<HeldLease>,
 }
 
+/// Why there is no link before the first attempt.
+pub const STARTING: &str = "starting";
+
 /// Where the link stands, for `status`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LinkState {
@@ -159,7 +162,7 @@ impl Link {
             assembly: None,
             state: LinkState::Waiting {
                 until: now,
-                why: "starting".into(),
+                why: STARTING.into(),
             },
             backoff: Backoff::new(seed),
             heard: false,
