@@ -101,6 +101,15 @@ fn what_is_broken_is_found_with_its_fix_and_gone_when_mended() -> Result<()> {
     )?;
     mesh.coordinator.serve()?;
     must_be_well(&mesh)?;
+
+    // The coordinator answers, and wants no link with this host.
+    mesh.coordinator.cli(&["host", "revoke", "app-1", "--yes"])?.ok()?;
+    let mut last = Ok(());
+    let waited = wait_for("the revocation to be found", LIMIT, || {
+        last = must_find(&mesh, "coordinator", "problem", "revoked", "cloison token create --host app-1");
+        Ok(last.is_ok().then_some(()))
+    });
+    waited.with_context(|| format!("{last:?}"))?;
     mesh.finish()
 }
 

@@ -89,6 +89,9 @@ pub struct Offer {
     pub lease: Option<HeldLease>,
 }
 
+/// Why a coordinator ends the link with a host that was revoked.
+pub const REVOKED: &str = "revoked";
+
 /// Why there is no link before the first attempt.
 pub const STARTING: &str = "starting";
 
@@ -523,11 +526,11 @@ impl Link {
     fn goodbye(&mut self, goodbye: &Goodbye, out: &mut Vec<Output>) {
         self.pause = Duration::from_secs(goodbye.retry_after_secs).min(LONGEST_PAUSE);
         let (warning, why) = match goodbye.code.as_str() {
-            "revoked" => {
+            REVOKED => {
                 out.push(Output::Revoked);
                 (
                     "the coordinator says that this host is revoked: nothing is allowed any more; `cloison audit` tells who did it",
-                    "revoked",
+                    REVOKED,
                 )
             }
             "replaced" => (

@@ -10,7 +10,7 @@ use cloison_proto::status::{Link, PingOutcome};
 use super::facts::{Exposed, Facts, Kernel, PeerPath, Table, Unusable};
 use super::path_mtu::Passes;
 use super::{Finding, Report};
-use crate::control::link::STARTING;
+use crate::control::link::{REVOKED, STARTING};
 use crate::enroll::{NO_CERTIFICATE, NOT_HOLDING};
 
 /// A wall clock this far off is said; further, certificates would be judged wrongly.
@@ -272,7 +272,7 @@ fn no_link(facts: &Facts) -> Option<Finding> {
     Some(if why.contains(NOT_HOLDING) {
         let fix = "most likely the clock of the coordinator is wrong: look at it there (`timedatectl`); do not `leave`, the link comes back by itself";
         Finding::problem(CHECK, what, fix)
-    } else if why.contains(NO_CERTIFICATE) {
+    } else if why.contains(NO_CERTIFICATE) || why.ends_with(&format!(": {REVOKED}")) {
         let fix = format!(
             "`cloison host show {name}` at the coordinator says whether it is revoked. To join again: here `systemctl stop cloison-agent` and \
              `cloison-agent leave`; there `cloison host revoke {name}`, unless it is, and `cloison token create --host {name}`; here \

@@ -375,6 +375,12 @@ fn why_there_is_no_link_is_said_although_a_coordinator_answers() -> Outcome {
         &[denied, "cloison host show app-1", "cloison token create --host app-1"],
     );
     expect(
+        &one(waiting("the connection with 192.0.2.1:7443 ended: revoked"))?,
+        "coordinator",
+        Level::Problem,
+        &["ended: revoked", "cloison token create --host app-1"],
+    );
+    expect(
         &one(waiting("shutdown"))?,
         "coordinator",
         Level::Warning,
