@@ -35,6 +35,12 @@ pub struct Enrolled {
     pub warnings: Vec<String>,
 }
 
+/// What is said of an answer that is not what a coordinator of this mesh would say.
+pub const NOT_HOLDING: &str = "the coordinator's answer does not hold";
+
+/// What is said of a renewal that failed.
+pub const NO_CERTIFICATE: &str = "no new certificate";
+
 /// Why a host was not enrolled.
 #[derive(Debug, thiserror::Error)]
 pub enum EnrollError {
@@ -75,13 +81,13 @@ pub enum EnrollError {
         tried: Vec<ConnectionError>,
     },
     /// The answer is not what a coordinator of this mesh would say.
-    #[error("the coordinator's answer does not hold: {0}")]
+    #[error("{NOT_HOLDING}: {0}")]
     Answer(&'static str),
     /// The certificate in the answer is not ours.
-    #[error("the coordinator's answer does not hold: {0}")]
+    #[error("{NOT_HOLDING}: {0}")]
     Certificate(#[from] CertificateError),
     /// The trust in the answer does not hold.
-    #[error("the coordinator's answer does not hold: {0}")]
+    #[error("{NOT_HOLDING}: {0}")]
     Trust(#[from] TrustError),
     /// The connection failed in the middle.
     #[error(transparent)]

@@ -40,7 +40,7 @@ use crate::state::incarnation::{self, StepWatch};
 use crate::state::keys::HostKeys;
 use crate::state::view_cache::{self, Cached, HeldLease};
 use crate::state::wg_keys::WgKeys;
-use crate::state::{StateDir, StateError};
+use crate::state::{File, StateDir, StateError};
 use crate::status::{self, Listener, Question, SocketError};
 use crate::sys::clock;
 
@@ -108,7 +108,7 @@ impl RunError {
         match self {
             Self::State(e) => e.hint(),
             Self::FirstStart(e) => e.hint(),
-            Self::NoKeys { .. } => "restore them from a backup, or run `cloison-agent leave --force` and join again".into(),
+            Self::NoKeys { .. } => File::IdentityKey.remedy().into(),
             Self::Privilege => "run the agent as root, or give its unit AmbientCapabilities=CAP_NET_ADMIN".into(),
             Self::NoTun(_) => {
                 "load the kernel's driver (`modprobe tun`), or pass the device to the container that the agent runs in".into()

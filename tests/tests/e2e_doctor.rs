@@ -101,6 +101,15 @@ fn what_is_broken_is_found_with_its_fix_and_gone_when_mended() -> Result<()> {
     )?;
     mesh.coordinator.serve()?;
     must_be_well(&mesh)?;
+
+    // The coordinator answers, and wants no link with this host.
+    mesh.coordinator.cli(&["host", "revoke", "app-1", "--yes"])?.ok()?;
+    let mut last = Ok(());
+    let waited = wait_for("the revocation to be found", LIMIT, || {
+        last = must_find(&mesh, "coordinator", "problem", "revoked", "cloison token create --host app-1");
+        Ok(last.is_ok().then_some(()))
+    });
+    waited.with_context(|| format!("{last:?}"))?;
     mesh.finish()
 }
 
@@ -140,6 +149,53 @@ fn a_foreign_flush_of_the_ruleset_is_found_while_the_agent_is_stopped_and_mended
     agent.stop()?;
     agent.command(&["leave"])?.ok()?;
     must_find(&mesh, "agent", "problem", "not enrolled", "cloison-agent join")?;
+    mesh.finish()
+}
+
+#[test]
+fn a_damaged_file_of_state_comes_with_the_fix_of_that_file() -> Result<()> {
+    let mut mesh = Mesh::with_policy("e2e-doctor-state", &["app-1", "db-1"], POLICY)?;
+    must_be_well(&mesh)?;
+    mesh.agent_mut("app-1")?.stop()?;
+    let state = mesh.agent("app-1")?.state();
+    let cases = [
+        ("identity-key", "cloison host revoke", &["certificate"][..]),
+        ("wireguard-key", "cloison host revoke", &["certificate"]),
+        ("membership", "cloison host revoke", &["certificate", "lease", "coordinator"]),
+        ("floor", "only if you trust the coordinator", &["lease", "coordinator"]),
+    ];
+    for (name, fix, silent) in cases {
+        let path = state.join(name);
+        let before = std::fs::read(&path)?;
+        std::fs::write(&path, "nothing")?;
+        must_find(&mesh, "state", "problem", &format!("{name} is damaged"), fix)?;
+        must_find(&mesh, "agent", "problem", "does not run", "first mend the state")?;
+        let (found, _) = examine(&mesh)?;
+        // Nothing is made of what was not read; the base table is known by the view, if the membership is.
+        let said = |f: &&Value| silent.iter().any(|check| f["check"] == *check) && f["level"] != "ok";
+        ensure!(!found.iter().any(|f| said(&f)), "{name}: {found:#?}");
+        let has_table = found.iter().any(|f| f["check"] == "nft" && f["level"] == "ok");
+        ensure!(has_table || name == "membership", "{name}: {found:#?}");
+        std::fs::write(&path, &before)?;
+    }
+    // What is missing is said, too.
+    let key = state.join("identity-key");
+    let before = std::fs::read(&key)?;
+    std::fs::remove_file(&key)?;
+    must_find(
+        &mesh,
+        "state",
+        "problem",
+        "the keys of this host are missing",
+        "cloison host revoke",
+    )?;
+    std::fs::write(&key, before)?;
+    // Without its membership a host cannot say who it was; people are told to look at the coordinator.
+    std::fs::write(state.join("membership"), "nothing")?;
+    let left = mesh.agent("app-1")?.command(&["leave", "--force"])?.ok()?;
+    ensure!(left.stdout.contains("cloison host revoke NAME"), "{}", left.stdout);
+    let token = mesh.coordinator.cli(&["token", "create", "--host", "app-1"])?.refused()?;
+    ensure!(token.stderr.contains("exists already"), "{}", token.stderr);
     mesh.finish()
 }
 

@@ -41,7 +41,10 @@ pub fn run(config: &Config, args: &Leave) -> Result<Done, Failure> {
         if args.force {
             clear_names(config, &dir, None, true)?;
             remove_all(&dir)?;
-            print_text("There was no usable membership; whatever else was kept is removed.")?;
+            print_text(
+                "There was no usable membership; whatever else was kept is removed.\n\nNext: if this host was in a mesh, an operator takes it \
+                 out of that with `cloison host revoke NAME`; `cloison host list` shows its name.",
+            )?;
             return Ok(Done::Well);
         }
         return Err(Failure::Other {

@@ -89,6 +89,12 @@ pub struct Offer {
     pub lease: Option<HeldLease>,
 }
 
+/// Why a coordinator ends the link with a host that was revoked.
+pub const REVOKED: &str = "revoked";
+
+/// Why there is no link before the first attempt.
+pub const STARTING: &str = "starting";
+
 /// Where the link stands, for `status`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LinkState {
@@ -161,7 +167,7 @@ impl Link {
             assembly: None,
             state: LinkState::Waiting {
                 until: now,
-                why: "starting".into(),
+                why: STARTING.into(),
             },
             backoff: Backoff::new(seed),
             heard: false,
@@ -524,11 +530,11 @@ impl Link {
     fn goodbye(&mut self, goodbye: &Goodbye, out: &mut Vec<Output>) {
         self.pause = Duration::from_secs(goodbye.retry_after_secs).min(LONGEST_PAUSE);
         let (warning, why) = match goodbye.code.as_str() {
-            "revoked" => {
+            REVOKED => {
                 out.push(Output::Revoked);
                 (
                     "the coordinator says that this host is revoked: nothing is allowed any more; `cloison audit` tells who did it",
-                    "revoked",
+                    REVOKED,
                 )
             }
             "replaced" => (

@@ -28,9 +28,11 @@ pub struct Facts {
     pub clock: Option<(u64, u64)>,
     /// The state directory and what in it is open to others, or another user's.
     pub state_dir: (PathBuf, Result<Vec<Exposed>, String>),
-    /// Whether the host is enrolled; or why that cannot be read.
-    pub enrolled: Result<bool, String>,
-    /// What on disk cannot be used.
+    /// Whether the host is enrolled; `None` if that cannot be read.
+    pub enrolled: Option<bool>,
+    /// What on disk cannot be used, and keeps the agent from starting.
+    pub unusable: Vec<Unusable>,
+    /// What on disk cannot be used, and is fetched again.
     pub damaged: Vec<String>,
     /// The host's certificate.
     pub certificate: Result<Option<Window>, String>,

@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use cloison_proto::key::SigningKey;
 use cloison_proto::label::ComponentName;
 use cloison_proto::net::OverlayRange;
 use cloison_proto::status::{Answer, Names, PingOutcome, Request, Status};
@@ -26,12 +27,12 @@ use crate::dataplane;
 use crate::names::block::owners;
 use crate::names::hosts_file;
 use crate::netlink::{Netlink, NetlinkError, addr, link, route};
-use crate::run::plane_config;
-use crate::state::StateDir;
+use crate::run::{RunError, plane_config};
 use crate::state::clock::{Moment, wall_now};
 use crate::state::identity::{Membership, load_certificate};
-use crate::state::keys::HostKeys;
+use crate::state::keys::load_one;
 use crate::state::view_cache::{self, Cached};
+use crate::state::{File, StateDir, StateError};
 use crate::status::ask;
 use crate::sys::netns::NetNs;
 
@@ -42,7 +43,9 @@ const MAX_PEERS: usize = 32;
 struct Known {
     us: Option<Membership>,
     cached: Option<Cached>,
-    enrolled: Result<bool, String>,
+    overlay: Option<OverlayRange>,
+    enrolled: Option<bool>,
+    unusable: Vec<Unusable>,
     certificate: Result<Option<Window>, String>,
 }
 
@@ -57,7 +60,7 @@ pub fn facts(config: &Config) -> Facts {
     let dir = StateDir::existing(config.state_dir.clone());
     let known = known(&dir);
     let running = agent.as_ref().ok().map(|status| &**status);
-    let overlay = known.cached.as_ref().and_then(|cached| cached.overlay);
+    let overlay = known.overlay;
     let (handshakes, paths, coordinators) = std::thread::scope(|scope| {
         let handshakes = scope.spawn(|| running.map_or_else(Vec::new, |status| handshakes(config, status)));
         let paths = scope.spawn(|| paths(config, running, known.cached.as_ref(), &dir));
@@ -86,6 +89,7 @@ pub fn facts(config: &Config) -> Facts {
         damaged: known.cached.as_ref().map_or_else(Vec::new, |cached| cached.problems.clone()),
         lease: lease(running, known.cached.as_ref()),
         enrolled: known.enrolled,
+        unusable: known.unusable,
         certificate: known.certificate,
         foreign: foreign(config, overlay).map_err(|e| e.to_string()),
         kernel: kernel(config),
@@ -98,33 +102,70 @@ pub fn facts(config: &Config) -> Facts {
     }
 }
 
+/// Reads each file by itself: one that cannot be used hides none of the others.
 fn known(dir: &StateDir) -> Known {
+    let mut unusable = Vec::new();
+    let mut note = |error: &StateError| unusable.push(unusable_for(error));
     let us = if dir.path().exists() { Membership::load(dir) } else { Ok(None) };
-    let enrolled = us.as_ref().map(Option::is_some).map_err(ToString::to_string);
-    let us = us.ok().flatten();
+    let enrolled = us.as_ref().ok().map(Option::is_some);
+    let us = us.inspect_err(&mut note).ok().flatten();
     let cached = us.as_ref().map(|us| view_cache::load(dir, us, &Moment::now()));
-    let certificate = us.as_ref().map_or(Ok(None), |us| certificate(dir, us).map_err(|e| e.to_string()));
-    let (cached, failed) = match cached.transpose() {
-        Ok(cached) => (cached, None),
-        Err(error) => (None, Some(error.to_string())),
+    let cached = cached.transpose().inspect_err(&mut note).ok().flatten();
+    let overlay = match (&cached, &us) {
+        (Some(cached), _) => cached.overlay,
+        (None, Some(us)) => view_cache::overlay(dir, us).ok().flatten(),
+        (None, None) => None,
+    };
+    let identity = us.as_ref().and_then(|_| identity(dir, &mut unusable));
+    let certificate = match us.as_ref().zip(identity) {
+        Some((us, key)) => certificate(dir, us, &key).map_err(|e| e.to_string()),
+        None => Ok(None),
     };
     Known {
         us,
         cached,
-        enrolled: failed.map_or(enrolled, Err),
+        overlay,
+        enrolled,
+        unusable,
         certificate,
     }
 }
 
-fn certificate(dir: &StateDir, us: &Membership) -> Result<Option<Window>, Box<dyn std::error::Error>> {
-    let (Some(der), Some(keys)) = (load_certificate(dir)?, HostKeys::load(dir)?) else {
-        return Ok(None);
+/// The identity key; what is wrong with any of the keys goes into `unusable`.
+fn identity(dir: &StateDir, unusable: &mut Vec<Unusable>) -> Option<SigningKey> {
+    let mut read = |file| {
+        let loaded = load_one(dir, file).inspect_err(|error| unusable.push(unusable_for(error)));
+        // One that is damaged is not missing.
+        let is_missing = matches!(loaded, Ok(None));
+        (loaded.ok().flatten(), is_missing)
     };
+    let (identity, no_identity) = read(File::IdentityKey);
+    let (_, no_wg) = read(File::WgKey);
+    read(File::NextWgKey);
+    if no_identity || no_wg {
+        let error = RunError::NoKeys { path: dir.path().into() };
+        unusable.push(Unusable {
+            why: error.to_string(),
+            fix: error.hint(),
+        });
+    }
+    identity.map(|seed| SigningKey::from_seed(&seed))
+}
+
+fn unusable_for(error: &StateError) -> Unusable {
+    Unusable {
+        why: error.to_string(),
+        fix: error.hint(),
+    }
+}
+
+fn certificate(dir: &StateDir, us: &Membership, key: &SigningKey) -> Result<Option<Window>, Box<dyn std::error::Error>> {
+    let Some(der) = load_certificate(dir)? else { return Ok(None) };
     let wanted = SpiffeId {
         mesh: us.mesh,
         role: Role::Host(us.host),
     };
-    Ok(Some(check_host(&der, wanted, &keys.identity.identity())?))
+    Ok(Some(check_host(&der, wanted, &key.identity())?))
 }
 
 /// Mesh time and wall clock: the agent's, if it runs; otherwise mesh time as far as the state directory tells it.

@@ -10,6 +10,8 @@ use cloison_proto::status::{Link, PingOutcome};
 use super::facts::{Exposed, Facts, Kernel, PeerPath, Table, Unusable};
 use super::path_mtu::Passes;
 use super::{Finding, Report};
+use crate::control::link::{REVOKED, STARTING};
+use crate::enroll::{NO_CERTIFICATE, NOT_HOLDING};
 
 /// A wall clock this far off is said; further, certificates would be judged wrongly.
 const CLOCK_NOTE: u64 = 5;
@@ -22,13 +24,15 @@ const MIN_MTU: u32 = 1280;
 #[must_use]
 pub fn findings(facts: &Facts) -> Report {
     let mut found = vec![agent(facts), state_dir(facts), tun(facts)];
+    found.extend(unusable(facts));
     found.extend(damaged(facts));
     found.extend(udp(facts));
     found.push(table(facts));
     found.extend(clock(facts));
     found.extend(coordinators(facts));
-    found.push(certificate(facts));
-    found.push(lease(facts));
+    found.extend(no_link(facts));
+    found.extend(certificate(facts));
+    found.extend(lease(facts));
     found.extend(facts.handshakes.iter().map(handshake));
     found.extend(facts.paths.iter().map(path));
     found.extend(foreign(facts));
@@ -43,22 +47,21 @@ pub fn findings(facts: &Facts) -> Report {
 
 fn agent(facts: &Facts) -> Finding {
     const CHECK: &str = "agent";
-    match (&facts.agent, &facts.enrolled) {
+    match (&facts.agent, facts.enrolled) {
         (Ok(status), _) => Finding::ok(CHECK, format!("{} runs as {} in {}", status.software, status.name, status.mesh)),
-        (Err(why), Ok(true)) => Finding::problem(
-            CHECK,
-            format!("the agent does not run; what only it knows was not looked at ({why})"),
-            "`systemctl start cloison-agent`; if it ends again, `journalctl -u cloison-agent` says why",
-        ),
-        (Err(_), Ok(false)) => Finding::problem(
+        (Err(_), Some(false)) => Finding::problem(
             CHECK,
             "this host is not enrolled",
             "make a token with `cloison token create`, then run `cloison-agent join --token-file FILE` here",
         ),
-        (Err(_), Err(why)) => Finding::problem(
+        (Err(why), Some(true) | None) => Finding::problem(
             CHECK,
-            format!("the agent does not run, and its membership cannot be read: {why}"),
-            "restore the state directory from a backup, or run `cloison-agent leave --force` and join again",
+            format!("the agent does not run; what only it knows was not looked at ({why})"),
+            if is_unread(facts) {
+                "first mend the state (below), then `systemctl start cloison-agent`"
+            } else {
+                "`systemctl start cloison-agent`; if it ends again, `journalctl -u cloison-agent` says why"
+            },
         ),
     }
 }
@@ -89,6 +92,21 @@ fn state_dir(facts: &Facts) -> Finding {
             )
         }
     }
+}
+
+fn unusable(facts: &Facts) -> impl Iterator<Item = Finding> {
+    let what = if facts.agent.is_ok() {
+        "the next start of the agent will fail"
+    } else {
+        "the agent cannot start"
+    };
+    let problem = move |Unusable { why, fix }: &Unusable| Finding::problem("state", format!("{what}: {why}"), fix);
+    facts.unusable.iter().map(problem)
+}
+
+/// Whether something is unknown because the state cannot be read: then nothing is made of its being missing.
+fn is_unread(facts: &Facts) -> bool {
+    !facts.unusable.is_empty()
 }
 
 fn damaged(facts: &Facts) -> impl Iterator<Item = Finding> {
@@ -165,6 +183,10 @@ fn table(facts: &Facts) -> Finding {
                    flush its own tables only";
     match &facts.table {
         Ok(Table::Whole) => Finding::ok(CHECK, format!("the table `inet {name}` is loaded and as it should be")),
+        Ok(Table::NotYet) if is_unread(facts) => Finding::note(
+            CHECK,
+            format!("the table `inet {name}` could not be looked at: the state says what is in it"),
+        ),
         Ok(Table::NotYet) => Finding::note(CHECK, format!("no view was here yet, so that there is no table `inet {name}`")),
         Ok(Table::Missing) => Finding::problem(
             CHECK,
@@ -205,7 +227,7 @@ fn clock(facts: &Facts) -> Option<Finding> {
 
 fn coordinators(facts: &Facts) -> Vec<Finding> {
     const CHECK: &str = "coordinator";
-    if facts.enrolled != Ok(true) {
+    if facts.enrolled != Some(true) {
         return Vec::new();
     }
     let reached = facts.coordinators.iter().filter(|(_, outcome)| outcome.is_ok()).count();
@@ -223,6 +245,9 @@ fn coordinators(facts: &Facts) -> Vec<Finding> {
             }
         }
     };
+    if facts.coordinators.is_empty() && is_unread(facts) {
+        return Vec::new();
+    }
     if facts.coordinators.is_empty() {
         let fix = "name one with `coordinators` in the agent's configuration";
         return vec![Finding::problem(CHECK, "no coordinator's address is known", fix)];
@@ -230,14 +255,46 @@ fn coordinators(facts: &Facts) -> Vec<Finding> {
     facts.coordinators.iter().map(one).collect()
 }
 
-fn certificate(facts: &Facts) -> Finding {
+/// Why the agent has no link, unless that is said of the coordinator's address already.
+fn no_link(facts: &Facts) -> Option<Finding> {
+    const CHECK: &str = "coordinator";
+    let status = facts.agent.as_ref().ok()?;
+    let Link::Waiting { why, .. } = &status.link else { return None };
+    let is_said = facts
+        .coordinators
+        .iter()
+        .any(|(_, outcome)| outcome.as_ref().is_err_and(|said| why.contains(said)));
+    if is_said || why == STARTING {
+        return None;
+    }
+    let what = format!("there is no link: {why}");
+    let name = &status.name;
+    Some(if why.contains(NOT_HOLDING) {
+        let fix = "most likely the clock of the coordinator is wrong: look at it there (`timedatectl`); do not `leave`, the link comes back by itself";
+        Finding::problem(CHECK, what, fix)
+    } else if why.contains(NO_CERTIFICATE) || why.ends_with(&format!(": {REVOKED}")) {
+        let fix = format!(
+            "`cloison host show {name}` at the coordinator says whether it is revoked. To join again: here `systemctl stop cloison-agent` and \
+             `cloison-agent leave`; there `cloison host revoke {name}`, unless it is, and `cloison token create --host {name}`; here \
+             `cloison-agent join --token-file FILE`"
+        );
+        Finding::problem(CHECK, what, fix)
+    } else {
+        let fix = "the agent tries again after a minute at the latest, `systemctl restart cloison-agent` at once; if it stays, look at the log of \
+                   the coordinator (`journalctl -u cloison-coordinator`)";
+        Finding::warning(CHECK, what, fix)
+    })
+}
+
+fn certificate(facts: &Facts) -> Option<Finding> {
     const CHECK: &str = "certificate";
     let renewal = "it is renewed by itself as soon as the coordinator is reached, up to 30 days after the last contact; then `cloison-agent \
                    leave` and join again";
     let now = facts.clock.map_or(0, |(mesh, _)| mesh);
-    match &facts.certificate {
+    Some(match &facts.certificate {
+        Ok(None) if is_unread(facts) => return None,
         Err(why) => Finding::warning(CHECK, why, renewal),
-        Ok(None) if facts.enrolled == Ok(true) => Finding::warning(CHECK, "there is no certificate on disk", renewal),
+        Ok(None) if facts.enrolled == Some(true) => Finding::warning(CHECK, "there is no certificate on disk", renewal),
         Ok(None) => Finding::note(CHECK, "there is none: the host is not enrolled"),
         Ok(Some(window)) => {
             let left = window.not_after.saturating_sub(now);
@@ -254,14 +311,15 @@ fn certificate(facts: &Facts) -> Finding {
                 _ => Finding::ok(CHECK, text),
             }
         }
-    }
+    })
 }
 
-fn lease(facts: &Facts) -> Finding {
+fn lease(facts: &Facts) -> Option<Finding> {
     const CHECK: &str = "lease";
     let fix = "reach the coordinator (see above): it is renewed within a second of the link";
-    match facts.lease {
-        None if facts.enrolled == Ok(true) => Finding::problem(CHECK, "there is none: nothing is allowed", fix),
+    Some(match facts.lease {
+        None if is_unread(facts) => return None,
+        None if facts.enrolled == Some(true) => Finding::problem(CHECK, "there is none: nothing is allowed", fix),
         None => Finding::note(CHECK, "there is none: the host is not enrolled"),
         Some((0, _)) => Finding::problem(CHECK, "it has ended: nothing is allowed", fix),
         Some((left, whole)) => {
@@ -272,7 +330,7 @@ fn lease(facts: &Facts) -> Finding {
                 Finding::ok(CHECK, text)
             }
         }
-    }
+    })
 }
 
 fn handshake((peer, outcome): &(String, PingOutcome)) -> Finding {

@@ -16,7 +16,7 @@ use crate::control::connection::{self, Attempt, ConnectionError, Frames};
 use crate::control::link::{Offer, Output};
 use crate::control::verifier::Anchors;
 use crate::dataplane::InForce;
-use crate::enroll::{self, EnrollError, Renewed};
+use crate::enroll::{self, EnrollError, NO_CERTIFICATE, Renewed};
 use crate::state::identity::{Membership, store_certificate};
 use crate::state::view_cache::{self, HeldLease};
 use crate::sys::clock;
@@ -391,10 +391,11 @@ fn addresses(configured: &[String], named: &[String], joined: &[String]) -> Vec<
 
 fn renewal_failed(error: &EnrollError) -> String {
     if error.is_denied() {
-        "the coordinator gives this host no new certificate: it is revoked, or was away for more than 30 days and has to join again \
-         (`cloison-agent leave --force`, then `cloison-agent join` with a new token)"
-            .into()
+        format!(
+            "the coordinator gives this host {NO_CERTIFICATE}: it is revoked, or was away for more than 30 days; to join again, stop the agent, \
+             run `cloison-agent leave`, have an operator run `cloison host revoke` unless it is, and `cloison-agent join` with a new token"
+        )
     } else {
-        format!("no new certificate: {error}")
+        format!("{NO_CERTIFICATE}: {error}")
     }
 }

@@ -126,10 +126,12 @@ impl File {
     }
 
     /// What to do when it is damaged.
-    const fn remedy(self) -> &'static str {
+    #[must_use]
+    pub const fn remedy(self) -> &'static str {
         match self {
             Self::IdentityKey | Self::WgKey | Self::Membership => {
-                "restore the file from a backup, or run `cloison-agent leave --force` and join again with a new token"
+                "restore the file from a backup; or run `cloison-agent leave --force`, have the host revoked at the coordinator (`cloison host \
+                 revoke NAME`), and join again with a new token"
             }
             Self::NextWgKey => "remove the file: the agent makes another key and offers that",
             Self::Certificate => "remove the file: the agent asks for a new certificate by its identity key",

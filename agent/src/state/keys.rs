@@ -58,7 +58,11 @@ impl HostKeys {
     }
 }
 
-pub(super) fn load_one(dir: &StateDir, file: File) -> Result<Option<Zeroizing<[u8; 32]>>, StateError> {
+/// One key on disk; `None` if there is none.
+///
+/// # Errors
+/// [`StateError`].
+pub(crate) fn load_one(dir: &StateDir, file: File) -> Result<Option<Zeroizing<[u8; 32]>>, StateError> {
     let Some(body) = dir.read(file)? else { return Ok(None) };
     let key = body.as_slice().try_into().map_err(|_| dir.damaged(file, "a key has 32 bytes"))?;
     Ok(Some(Zeroizing::new(key)))

@@ -12,6 +12,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use clap::Parser;
 use cloison_tests::lab::cgroup::Cgroup;
 use cloison_tests::lab::host::Host;
 use cloison_tests::lab::mesh::{Instance, Mesh};
@@ -42,7 +43,15 @@ allow:
   - n8n -> postgres:sql
 ";
 
+/// Shows the mesh on this machine, on real traffic: a coordinator and four hosts in network namespaces, with a real PostgreSQL.
+///
+/// It takes no arguments, has to run as root, and leaves nothing behind. With KEEP=1 in the environment it leaves the mesh running to play on;
+/// `make clean-lab` ends that, and every other lab on this machine.
+#[derive(Debug, Parser)]
+struct Arguments {}
+
 fn main() -> ExitCode {
+    Arguments::parse();
     let keep = std::env::var_os("KEEP").is_some_and(|v| !v.is_empty() && v != "0");
     cleanup::on_interrupt(NAME);
     match run(keep) {
@@ -427,7 +436,10 @@ fn instructions(story: &Story, mesh: &Mesh, addresses: &Addresses) -> Result<()>
         ),
         ("an agent's view", agent("app-1", "status")?),
         ("all logs", mesh.lab().folder().join("logs").display().to_string()),
-        ("the end", "make clean-lab".to_owned()),
+        (
+            "the end, of this and of every other lab on this machine",
+            "make clean-lab".to_owned(),
+        ),
     ];
     for (what, line) in lines {
         story.say(&format!("{what}:"));

@@ -68,7 +68,8 @@ fn well() -> Result<Facts, Box<dyn std::error::Error>> {
         table_name: "cloison".into(),
         clock: Some((NOW, NOW + 1)),
         state_dir: ("/var/lib/cloison-agent".into(), Ok(Vec::new())),
-        enrolled: Ok(true),
+        enrolled: Some(true),
+        unusable: Vec::new(),
         damaged: Vec::new(),
         certificate: Ok(Some(Window {
             not_before: NOW - 3_600,
@@ -145,7 +146,7 @@ fn an_agent_that_does_not_run_and_a_host_that_is_not_enrolled_are_two_things() -
     expect(&stopped, "agent", Level::Problem, &["systemctl start"]);
     let report = findings(&Facts {
         agent: Err("x".into()),
-        enrolled: Ok(false),
+        enrolled: Some(false),
         certificate: Ok(None),
         lease: None,
         clock: None,
@@ -179,6 +180,77 @@ fn the_state_directory_open_to_others_is_a_problem() -> Outcome {
         Level::Warning,
         &["view is damaged"],
     );
+    Ok(())
+}
+
+/// What `doctor` finds on a host whose agent does not run because of one file of its state.
+fn without(path: &str, fix: &str, spoil: impl FnOnce(&mut Facts)) -> Result<Vec<Finding>, Box<dyn std::error::Error>> {
+    let mut facts = well()?;
+    facts.agent = Err("nobody listens".into());
+    facts.unusable = vec![Unusable {
+        why: format!("{path} is damaged: its checksum does not fit its content"),
+        fix: fix.into(),
+    }];
+    spoil(&mut facts);
+    let found = findings(&facts).findings;
+    let state: Vec<_> = found.iter().filter(|f| f.check == "state" && f.level == Level::Problem).collect();
+    assert!(
+        matches!(state.as_slice(), [one] if one.what.contains(path) && one.fix == fix),
+        "{found:?}"
+    );
+    let agent = found.iter().find(|f| f.check == "agent").ok_or("agent")?;
+    assert!(agent.fix.contains("first mend the state"), "{agent:?}");
+    Ok(found)
+}
+
+#[test]
+fn a_key_that_cannot_be_read_is_a_problem_with_the_fix_of_its_own_file_and_not_one_of_the_certificate() -> Outcome {
+    for name in ["identity-key", "wireguard-key", "wireguard-key-next"] {
+        let found = without(name, "the fix of this file", |f| f.certificate = Ok(None))?;
+        assert!(!found.iter().any(|f| f.check == "certificate"), "{found:?}");
+        assert!(found.iter().any(|f| f.check == "lease" && f.level == Level::Ok), "{found:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_file_is_a_problem_while_the_agent_runs_on_too() -> Outcome {
+    let file = Unusable {
+        why: "membership is damaged".into(),
+        fix: "restore it".into(),
+    };
+    expect(&one(|f| f.unusable = vec![file])?, "state", Level::Problem, &["restore it"]);
+    Ok(())
+}
+
+#[test]
+fn nothing_is_made_of_a_state_that_cannot_be_read() -> Outcome {
+    let unread = |f: &mut Facts| {
+        f.certificate = Ok(None);
+        f.lease = None;
+        f.coordinators.clear();
+        f.table = Ok(Table::NotYet);
+        f.clock = None;
+    };
+    let floor = without("floor", "trust the coordinator", |f| {
+        unread(f);
+        f.enrolled = Some(true);
+    })?;
+    let membership = without("membership", "leave --force", |f| {
+        unread(f);
+        f.enrolled = None;
+    })?;
+    for found in [floor, membership] {
+        for check in ["certificate", "lease", "coordinator"] {
+            assert!(!found.iter().any(|f| f.check == check), "{check}: {found:?}");
+        }
+        assert!(!found.iter().any(|f| f.what.contains("not enrolled")), "{found:?}");
+        let table = found.iter().find(|f| f.check == "nft").ok_or("nft")?;
+        assert!(
+            table.level == Level::Note && table.what.contains("could not be looked at"),
+            "{table:?}"
+        );
+    }
     Ok(())
 }
 
@@ -272,6 +344,58 @@ fn a_coordinator_that_does_not_answer_is_a_problem_unless_another_does() -> Outc
         Level::Problem,
         &["`coordinators`"],
     );
+    Ok(())
+}
+
+#[test]
+fn why_there_is_no_link_is_said_although_a_coordinator_answers() -> Outcome {
+    let waiting = |why: &str| {
+        let link = Link::Waiting {
+            next_secs: 8,
+            why: why.into(),
+        };
+        move |f: &mut Facts| {
+            if let Ok(status) = &mut f.agent {
+                status.link = link;
+            }
+        }
+    };
+    let answer = "no new certificate: the coordinator's answer does not hold: not valid yet";
+    expect(
+        &one(waiting(answer))?,
+        "coordinator",
+        Level::Problem,
+        &["no link", answer, "clock of the coordinator", "do not `leave`"],
+    );
+    let denied = "the coordinator gives this host no new certificate: it is revoked";
+    expect(
+        &one(waiting(denied))?,
+        "coordinator",
+        Level::Problem,
+        &[denied, "cloison host show app-1", "cloison token create --host app-1"],
+    );
+    expect(
+        &one(waiting("the connection with 192.0.2.1:7443 ended: revoked"))?,
+        "coordinator",
+        Level::Problem,
+        &["ended: revoked", "cloison token create --host app-1"],
+    );
+    expect(
+        &one(waiting("shutdown"))?,
+        "coordinator",
+        Level::Warning,
+        &["no link", "shutdown", "systemctl restart cloison-agent"],
+    );
+    // What is said of the address already is not said twice; an agent that just starts has not tried.
+    let down = "192.0.2.1:7443 does not answer: no answer";
+    let silent = one(|f| {
+        f.coordinators = vec![("192.0.2.1:7443".into(), Err(down.into()))];
+        waiting(&format!("no new certificate: {down}"))(f);
+    })?;
+    expect(&silent, "coordinator", Level::Problem, &["does not answer"]);
+    let mut starting = well()?;
+    waiting("starting")(&mut starting);
+    assert!(!findings(&starting).has_work());
     Ok(())
 }
 
