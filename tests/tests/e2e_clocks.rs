@@ -203,6 +203,60 @@ fn a_mesh_that_sleeps_makes_new_sessions_and_certificates_and_its_leases_run_on(
     mesh.finish()
 }
 
+#[test]
+fn a_coordinator_whose_clock_was_hours_ahead_goes_on_with_leases_when_it_is_set_right() -> Result<()> {
+    let mut mesh = Mesh::builder("e2e-clock-coordinator", &HOSTS).init(&["--lease", "20s"]).start()?;
+    let clock = Clock::new(&mesh.host(COORDINATOR)?.folder())?;
+    mesh.coordinator.stop()?;
+    mesh.coordinator.set_environment(clock.environment());
+    clock.wall_off_by(3 * HOUR)?;
+    mesh.coordinator.serve()?;
+    mesh.join_all()?;
+    mesh.coordinator.apply_and_wait(POLICY)?;
+    let streams = Streams::open(&mesh)?;
+    ensure!(coordinator_warning(&mesh)?.is_none());
+
+    // A power cut, and the clock is set right before the next start.
+    mesh.coordinator.kill()?;
+    clock.wall_off_by(0)?;
+    mesh.coordinator.serve()?;
+    goes_on_beyond_the_lease(&mesh, &streams)?;
+    let warning = coordinator_warning(&mesh)?.context("no warning")?;
+    ensure!(warning.contains("behind the mesh's time"), "{warning}");
+
+    // It is ahead for a while, and set right while the coordinator runs; then the coordinator is restarted in order.
+    clock.wall_off_by(5 * HOUR)?;
+    wait_for("the warning to go", PATIENCE, || {
+        Ok(coordinator_warning(&mesh)?.is_none().then_some(()))
+    })?;
+    std::thread::sleep(Duration::from_secs(5));
+    clock.wall_off_by(0)?;
+    goes_on_beyond_the_lease(&mesh, &streams)?;
+    ensure!(coordinator_warning(&mesh)?.is_some());
+    mesh.coordinator.stop()?;
+    mesh.coordinator.serve()?;
+    goes_on_beyond_the_lease(&mesh, &streams)?;
+    mesh.finish()
+}
+
+/// Leases of 20 s are renewed for longer than one lasts, and everything passes.
+fn goes_on_beyond_the_lease(mesh: &Mesh, streams: &Streams) -> Result<()> {
+    std::thread::sleep(Duration::from_secs(25));
+    for host in HOSTS {
+        let left = mesh.agent(host)?.status()?.pointer("/lease/left_secs").and_then(Value::as_u64);
+        ensure!(left.is_some_and(|left| left > 10), "{host} has {left:?} s left");
+        let log = mesh.agent(host)?.log()?;
+        ensure!(!log.contains("older than the last one"), "{host}: {log}");
+    }
+    streams.must_go_on()
+}
+
+/// What `cloison status` says of the coordinator's clock.
+fn coordinator_warning(mesh: &Mesh) -> Result<Option<String>> {
+    let warnings = mesh.coordinator.status()?.warnings;
+    Ok(warnings.into_iter().find(|warning| warning.contains("wall clock")))
+}
+
 /// The overlay address of the database, as its host knows it: the coordinator may be away.
 fn mesh_instance(mesh: &Mesh) -> Result<std::net::IpAddr> {
     let status = mesh.agent("db-1")?.status()?;
