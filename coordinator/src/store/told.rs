@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sqlx::SqlitePool;
+use sqlx::{FromRow, SqlitePool};
 
 use super::Store;
 use super::error::StoreError;
@@ -16,21 +16,38 @@ const GRAIN: Duration = Duration::from_secs(60);
 /// By how much the time may run ahead of the note before the wall clock must have been set forward.
 const STEP: Duration = Duration::from_secs(1);
 
-/// Sets the clock of a store that was just opened: it tells no time before the note, nor before the audit's last leaf.
-pub(super) async fn resume(pool: &SqlitePool, clock: &MeshClock) -> Result<(), StoreError> {
-    let table = Table("mesh");
-    let row: Option<(Option<i64>, Option<i64>, Option<String>, Option<i64>)> =
-        sqlx::query_as("SELECT time_told, time_slack, time_boot, time_boot_at FROM mesh WHERE id = 1")
-            .fetch_optional(pool)
-            .await?;
-    let span = |number| table.number(number).map(Duration::from_millis);
-    if let Some((Some(told), Some(slack), Some(boot), Some(at))) = row {
+/// The note, if one was ever written.
+#[derive(FromRow)]
+struct Note {
+    time_told: Option<i64>,
+    time_slack: Option<i64>,
+    time_boot: Option<String>,
+    time_boot_at: Option<i64>,
+}
+
+impl Note {
+    /// The mark, and how much later than it was told at most.
+    fn read(self) -> Result<Option<(Mark, Duration)>, StoreError> {
+        let span = |number| Table("mesh").number(number).map(Duration::from_millis);
+        let (Some(told), Some(slack), Some(boot), Some(at)) = (self.time_told, self.time_slack, self.time_boot, self.time_boot_at) else {
+            return Ok(None);
+        };
         let mark = Mark {
             told: span(told)?,
             boot,
             at: span(at)?,
         };
-        clock.resume(&mark, span(slack)?);
+        Ok(Some((mark, span(slack)?)))
+    }
+}
+
+/// Sets the clock of a store that was just opened: it tells no time before the note, nor before the audit's last leaf.
+pub(super) async fn resume(pool: &SqlitePool, clock: &MeshClock) -> Result<(), StoreError> {
+    let note = sqlx::query_as::<_, Note>("SELECT time_told, time_slack, time_boot, time_boot_at FROM mesh WHERE id = 1")
+        .fetch_one(pool)
+        .await?;
+    if let Some((mark, slack)) = note.read()? {
+        clock.resume(&mark, slack);
     }
     if let Some(time) = log::last_time(pool).await? {
         clock.not_before(Duration::from_secs(time.0));
