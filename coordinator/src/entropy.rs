@@ -6,7 +6,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 
-use crate::clock::{Clock, SystemClock};
+use crate::clock::{MeshClock, SystemClock};
 
 /// The system could not give random bytes. Nothing that needs them may go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -59,18 +59,18 @@ impl Entropy for SeededEntropy {
 /// The two outer things that the coordinator's state depends on.
 #[derive(Debug, Clone)]
 pub struct Environment {
-    /// What time it is.
-    pub clock: Arc<dyn Clock>,
+    /// What time it is in the mesh.
+    pub clock: MeshClock,
     /// Where ids and secrets come from.
     pub entropy: Arc<dyn Entropy>,
 }
 
 impl Environment {
-    /// The machine's own clock and generator.
+    /// The machine's own clocks and generator.
     #[must_use]
     pub fn system() -> Self {
         Self {
-            clock: Arc::new(SystemClock),
+            clock: MeshClock::over(SystemClock),
             entropy: Arc::new(SystemEntropy),
         }
     }

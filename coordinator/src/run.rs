@@ -139,6 +139,7 @@ pub fn load_config(args: &ServeArgs) -> Result<Config, ConfigError> {
 /// [`RunError`].
 pub async fn serve(args: &ServeArgs, config: &Config, env: Environment, stop: impl Future<Output = ()>) -> Result<(), RunError> {
     let core = Core::open(DataDir::open(&args.data)?, env).await?;
+    keep_time(&core.store).await;
     core.store.set_gate(Box::new(Gate::new(core.roots.clone())));
     let publisher = Publisher::new(core.store.clone(), core.roots.clone());
     let (stopping, _) = watch::channel(false);
@@ -163,6 +164,9 @@ pub async fn serve(args: &ServeArgs, config: &Config, env: Environment, stop: im
     systemd::tell(&[NotifyState::Stopping]);
     stopping.send_replace(true);
     drain(&mut parts).await;
+    if let Err(error) = core.store.leave_time().await {
+        tracing::warn!(%error, "what time it is could not be noted");
+    }
     core.store.close().await;
     match ended {
         None => Ok(()),
@@ -270,15 +274,24 @@ async fn drain(parts: &mut JoinSet<Part>) {
     parts.shutdown().await;
 }
 
-/// Looks now and then for what happens outside of this process: somebody freed space on a full disk, or recovered a restored mesh.
+/// Looks now and then for what happens outside of this process: somebody freed space on a full disk, recovered a restored mesh, or set the
+/// clock.
 async fn upkeep(store: Store) -> Part {
     const PERIOD: Duration = Duration::from_secs(1);
     loop {
         tokio::time::sleep(PERIOD).await;
         store.hold_room_again();
+        keep_time(&store).await;
         if let Err(error) = store.look_for_recovery().await {
             tracing::warn!(%error, "whether the mesh was recovered could not be seen");
         }
+    }
+}
+
+/// Notes what time it is, so that no lease after the next start is older than one before it.
+async fn keep_time(store: &Store) {
+    if let Err(error) = store.keep_time().await {
+        tracing::warn!(%error, "what time it is could not be noted");
     }
 }
 

@@ -10,7 +10,7 @@ use axum::body::Body;
 use axum::http::{Method, Request, StatusCode, header};
 use cloison_coordinator::api::{self, ApiState, Live, TokenFacts};
 use cloison_coordinator::audit::{Actor, Context};
-use cloison_coordinator::clock::ManualClock;
+use cloison_coordinator::clock::{ManualClock, MeshClock};
 use cloison_coordinator::credential::Scope;
 use cloison_coordinator::entropy::{Environment, SystemEntropy};
 use cloison_coordinator::inventory::CoordinatorAddress;
@@ -563,7 +563,7 @@ fn the_committed_openapi_document_is_the_generated_one() -> Outcome {
 async fn hosts_without_contact_are_warned_of_at_half_and_more_of_their_lease() -> Outcome {
     let clock = ManualClock::starting_at(MeshTime(1_800_000_000));
     let env = Environment {
-        clock: Arc::new(clock.clone()),
+        clock: MeshClock::over(clock.clone()),
         entropy: Arc::new(SystemEntropy),
     };
     let mut api = Api::at(env).await?;
@@ -590,6 +590,29 @@ async fn hosts_without_contact_are_warned_of_at_half_and_more_of_their_lease() -
             None => assert_eq!(warned, None),
         }
         api.store.record_seen(host, 1).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_wall_clock_that_was_set_back_is_a_warning_and_stops_nothing() -> Outcome {
+    let start = MeshTime(1_800_000_000);
+    let clock = ManualClock::starting_at(start);
+    let env = Environment {
+        clock: MeshClock::over(clock.clone()),
+        entropy: Arc::new(SystemEntropy),
+    };
+    let mut api = Api::at(env).await?;
+    for (seconds, says) in [(60, None), (0, None), (3 * 3600, None), (0, Some("3h behind"))] {
+        clock.set_wall(start.plus(Duration::from_secs(seconds)));
+        api.owner = api.credential(&[Scope::Owner]).await?;
+        let warnings = api.get::<MeshStatus>("status").await?.warnings;
+        let warned = warnings.iter().find(|w| w.contains("wall clock"));
+        assert_eq!(warned.is_some(), says.is_some(), "{warnings:?}");
+        assert!(
+            says.is_none_or(|says| warned.is_some_and(|w| w.contains(says) && w.contains("timedatectl"))),
+            "{warnings:?}"
+        );
     }
     Ok(())
 }

@@ -189,7 +189,7 @@ fn a_mesh_that_sleeps_makes_new_sessions_and_certificates_and_its_leases_run_on(
         Ok((mesh.attempt("app-1", at)?.what == "failed").then_some(()))
     })?;
     for host in HOSTS {
-        let left = mesh.agent(host)?.status()?.pointer("/lease/left_secs").and_then(Value::as_u64);
+        let left = lease_left(&mesh, host)?;
         ensure!(left == Some(0), "{host} has {left:?} s left");
     }
     let last = streams.last_received()?;
@@ -201,6 +201,80 @@ fn a_mesh_that_sleeps_makes_new_sessions_and_certificates_and_its_leases_run_on(
         Ok((mesh.attempt("app-1", at)?.what == "received").then_some(()))
     })?;
     mesh.finish()
+}
+
+#[test]
+fn a_coordinator_whose_clock_was_hours_ahead_goes_on_with_leases_when_it_is_set_right() -> Result<()> {
+    let mut mesh = Mesh::builder("e2e-clock-coordinator", &HOSTS).init(&["--lease", "20s"]).start()?;
+    let clock = Clock::new(&mesh.host(COORDINATOR)?.folder())?;
+    mesh.coordinator.stop()?;
+    mesh.coordinator.set_environment(clock.environment());
+    clock.wall_off_by(3 * HOUR)?;
+    mesh.coordinator.serve()?;
+    mesh.join_all()?;
+    mesh.coordinator.apply_and_wait(POLICY)?;
+    let streams = Streams::open(&mesh)?;
+    ensure!(coordinator_warning(&mesh)?.is_none());
+
+    // The clock is set right before the next start.
+    mesh.coordinator.stop()?;
+    clock.wall_off_by(0)?;
+    mesh.coordinator.serve()?;
+    goes_on_beyond_the_lease(&mesh, &streams)?;
+    let warning = coordinator_warning(&mesh)?.context("no warning")?;
+    ensure!(warning.contains("behind the mesh's time"), "{warning}");
+
+    // It is ahead for a while, and set right while the coordinator runs.
+    clock.wall_off_by(5 * HOUR)?;
+    wait_for("the warning to go", PATIENCE, || {
+        Ok(coordinator_warning(&mesh)?.is_none().then_some(()))
+    })?;
+    std::thread::sleep(Duration::from_secs(5));
+    clock.wall_off_by(0)?;
+    goes_on_beyond_the_lease(&mesh, &streams)?;
+    ensure!(coordinator_warning(&mesh)?.is_some());
+
+    // A power cut in that state: hosts find out when their links have been idle for longer than a lease lasts.
+    mesh.coordinator.kill()?;
+    mesh.coordinator.serve()?;
+    std::thread::sleep(PATIENCE);
+    for host in HOSTS {
+        wait_for("a lease after the power cut", PATIENCE * 4, || {
+            Ok(lease_left(&mesh, host)?.is_some_and(|left| left > 10).then_some(()))
+        })?;
+    }
+    takes_every_lease(&mesh)?;
+    mesh.finish()
+}
+
+/// Leases of 20 s are renewed for longer than one lasts, and everything passes.
+fn goes_on_beyond_the_lease(mesh: &Mesh, streams: &Streams) -> Result<()> {
+    std::thread::sleep(Duration::from_secs(25));
+    for host in HOSTS {
+        let left = lease_left(mesh, host)?;
+        ensure!(left.is_some_and(|left| left > 10), "{host} has {left:?} s left");
+    }
+    takes_every_lease(mesh)?;
+    streams.must_go_on()
+}
+
+/// No host was given a lease older than its last one.
+fn takes_every_lease(mesh: &Mesh) -> Result<()> {
+    for host in HOSTS {
+        let log = mesh.agent(host)?.log()?;
+        ensure!(!log.contains("older than the last one"), "{host}: {log}");
+    }
+    Ok(())
+}
+
+fn lease_left(mesh: &Mesh, host: &str) -> Result<Option<u64>> {
+    Ok(mesh.agent(host)?.status()?.pointer("/lease/left_secs").and_then(Value::as_u64))
+}
+
+/// What `cloison status` says of the coordinator's clock.
+fn coordinator_warning(mesh: &Mesh) -> Result<Option<String>> {
+    let warnings = mesh.coordinator.status()?.warnings;
+    Ok(warnings.into_iter().find(|warning| warning.contains("wall clock")))
 }
 
 /// The overlay address of the database, as its host knows it: the coordinator may be away.

@@ -7,6 +7,7 @@ use axum::extract::State;
 use cloison_proto::api::{MeshStatus, NotApplied};
 use cloison_proto::label::HostName;
 use cloison_proto::lease::warned_at;
+use jiff::SignedDuration;
 
 use super::ApiState;
 use super::error::ApiError;
@@ -31,6 +32,12 @@ pub(super) async fn status(_: Permit<Read>, State(state): State<ApiState>) -> Re
         nack: state.live.refusal(host.id),
     });
     let mut warnings = Vec::new();
+    if let Some(lead) = state.store.environment().clock.lead() {
+        warnings.push(format!(
+            "the coordinator's wall clock is {:#} behind the mesh's time, which goes on from where it was and lets the clock catch up by itself,              43 s a day: nothing stops; `timedatectl` shows whether the clock is right",
+            SignedDuration::try_from(Duration::from_secs(lead.as_secs())).unwrap_or(SignedDuration::MAX)
+        ));
+    }
     for (host, live) in &hosts {
         if host.contested {
             warnings.push(format!(

@@ -257,7 +257,7 @@ impl Served<'_> {
 }
 
 /// How long to wait for what is due at mesh time `due`, or for the end of the link's certificate: at most a tick, because the wall clock may
-/// be set.
+/// be set forward.
 fn until(due: Option<MeshTime>, ends: MeshTime, now: MeshTime) -> Duration {
     let first = due.map_or(ends, |due| due.min(ends));
     Duration::from_secs(first.0.saturating_sub(now.0)).clamp(Duration::from_millis(200), TICK)

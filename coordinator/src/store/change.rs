@@ -107,7 +107,7 @@ impl Store {
 
     /// The writing transaction. SQLite itself ends one in which the disk was full or failed (<https://www.sqlite.org/lang_transaction.html>,
     /// section 3); sqlx goes on counting it, so that its connection can begin no other: it makes way for a new one.
-    async fn transaction(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {
+    pub(super) async fn transaction(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {
         const BEGIN: &str = "BEGIN IMMEDIATE";
         match self.0.writer.begin_with(BEGIN).await {
             Err(sqlx::Error::InvalidSavePointStatement) => {
@@ -231,13 +231,8 @@ impl Change {
 
     /// Commits what needs neither leaf nor revision: notes about contact with hosts.
     pub(super) async fn commit_note(self) -> Result<(), StoreError> {
-        let result = self.transaction.commit().await.map_err(StoreError::from);
+        let result = self.store.commit_plain(self.transaction).await;
         failpoint!(NoteCommitted);
-        if let Err(error) = &result
-            && !matches!(error, StoreError::StorageFull)
-        {
-            self.store.fatal(error);
-        }
         result
     }
 
@@ -260,6 +255,17 @@ async fn judge(check: impl FnOnce() -> Result<Inventory, GateRefusal> + Send + '
 }
 
 impl Store {
+    /// Commits what nobody has to be told of.
+    pub(super) async fn commit_plain(&self, transaction: Transaction<'static, Sqlite>) -> Result<(), StoreError> {
+        let result = transaction.commit().await.map_err(StoreError::from);
+        if let Err(error) = &result
+            && !matches!(error, StoreError::StorageFull)
+        {
+            self.fatal(error);
+        }
+        result
+    }
+
     /// A commit failed on IO. Whether it is on the disk nobody can say, and a later fsync would not tell (a kernel reports a lost write
     /// once): the process ends, and the next one reads what is really there.
     fn fatal(&self, error: &StoreError) {

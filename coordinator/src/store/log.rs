@@ -2,7 +2,7 @@
 
 use cloison_proto::version::MeshTime;
 use parking_lot::Mutex;
-use sqlx::SqliteConnection;
+use sqlx::{SqliteConnection, SqlitePool};
 
 use super::Store;
 use super::error::StoreError;
@@ -35,6 +35,14 @@ pub(super) async fn append(db: &mut SqliteConnection, entry: &Entry, now: MeshTi
         .execute(db)
         .await?;
     Ok(())
+}
+
+/// When the last leaf was written, if it can be read.
+pub(super) async fn last_time(pool: &SqlitePool) -> Result<Option<MeshTime>, StoreError> {
+    let last: Option<Vec<u8>> = sqlx::query_scalar("SELECT leaf FROM audit ORDER BY seq DESC LIMIT 1")
+        .fetch_optional(pool)
+        .await?;
+    Ok(last.and_then(|bytes| decode(&bytes).ok()).map(|leaf| leaf.time))
 }
 
 impl Store {

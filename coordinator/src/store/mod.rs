@@ -6,7 +6,7 @@
 //!
 //! The files: `db` opens the database and maps its errors; `change` is the transaction; `snapshot` reads an inventory; `addresses` gives
 //! instances their addresses; `mesh`, `policy`, `hosts`, `contact`, `tokens`, `redeem`, `credentials` and `log` are the use cases; `reserve` is
-//! room for those of them that cannot wait; `backup` copies the database while it is in use, and `recover` is the way back from a copy.
+//! room for those of them that cannot wait; `told` keeps what time it was; `backup` copies the database while it is in use, and `recover` is the way back from a copy.
 //!
 //! SQL stays portable between SQLite and Postgres: `$1`, `ON CONFLICT`, `RETURNING`, ids as text, times as integers.
 
@@ -34,6 +34,7 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 mod tokens;
+mod told;
 
 use std::fmt;
 use std::path::Path;
@@ -50,6 +51,7 @@ pub use model::*;
 pub use recover::{Recovered, Recovery, Sighting};
 pub use rotate::KeyOffered;
 
+use crate::clock::Mark;
 use crate::entropy::Environment;
 use crate::inventory::Inventory;
 
@@ -73,6 +75,8 @@ struct Inner {
     fatal: ArcSwapOption<FatalHook>,
     refusals: log::RefusalBudget,
     reserve: ArcSwapOption<reserve::Reserve>,
+    /// What was noted last of the time, by this process.
+    noted: parking_lot::Mutex<Option<Mark>>,
 }
 
 /// Exit code when a commit fails on IO (sysexits.h: `EX_IOERR`).
@@ -99,6 +103,7 @@ impl Store {
                 path: path.display().to_string(),
             });
         };
+        told::resume(&pools.writer, &env.clock).await?;
         Ok(Self::with(pools, env, inventory))
     }
 
@@ -127,6 +132,7 @@ impl Store {
             fatal: ArcSwapOption::empty(),
             refusals: log::RefusalBudget::default(),
             reserve: ArcSwapOption::empty(),
+            noted: parking_lot::Mutex::default(),
         }))
     }
 
@@ -152,7 +158,7 @@ impl Store {
         self.0.inventory.subscribe()
     }
 
-    /// The time by which the store judges tokens, credentials and contact.
+    /// The mesh's time, by which the store judges tokens, credentials and contact. It never goes back.
     #[must_use]
     pub fn now(&self) -> MeshTime {
         self.0.env.clock.now()

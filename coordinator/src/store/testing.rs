@@ -14,7 +14,7 @@ use cloison_proto::version::MeshTime;
 
 use super::{NewMesh, NewToken, OpenError, PolicyWrite, Redemption, Store, StoreError, TokenSpec};
 use crate::audit::{Actor, Context};
-use crate::clock::ManualClock;
+use crate::clock::{ManualClock, MeshClock};
 use crate::entropy::{Environment, SystemEntropy};
 use crate::inventory::{CoordinatorAddress, On, Placement};
 
@@ -41,7 +41,7 @@ pub(crate) fn environment() -> (Environment, ManualClock) {
     let clock = ManualClock::starting_at(START);
     (
         Environment {
-            clock: Arc::new(clock.clone()),
+            clock: MeshClock::over(clock.clone()),
             entropy: Arc::new(SystemEntropy),
         },
         clock,

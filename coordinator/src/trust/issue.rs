@@ -1,7 +1,8 @@
 //! Making certificates: the only file that signs one.
 //!
 //! The root signs itself and two authorities; an authority signs leaves of its own role. A leaf says one URI, one usage and one key, and
-//! how long. Validity begins an hour early, so that a clock a little behind does not refuse a fresh certificate.
+//! how long. Validity begins an hour early, so that a clock a little behind does not refuse a fresh certificate. What operators' programs
+//! judge by a wall clock (authorities, and the coordinator's own) begins as early as a wall clock may be behind the mesh's time.
 
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ use time::OffsetDateTime;
 
 use super::roots::{Authority, Roots};
 use super::to_spki;
+use crate::clock::MeshClock;
 use crate::entropy::{EntropyError, Environment};
 use crate::store::Serial;
 
@@ -196,7 +198,7 @@ pub(super) fn authority(
 }
 
 fn authority_params(name: String, path_len: u8, serial: Serial, now: MeshTime) -> Result<CertificateParams, IssueError> {
-    let mut params = dated(serial, now, AUTHORITY_LIFETIME)?;
+    let mut params = dated(serial, now, MeshClock::LONGEST_LEAD, AUTHORITY_LIFETIME)?;
     params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(path_len));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -204,7 +206,11 @@ fn authority_params(name: String, path_len: u8, serial: Serial, now: MeshTime) -
 }
 
 fn leaf(usage: Usage, uri: SpiffeId, serial: Serial, now: MeshTime, lifetime: Duration) -> Result<CertificateParams, IssueError> {
-    let mut params = dated(serial, now, lifetime)?;
+    let early = match usage {
+        Usage::Server => MeshClock::LONGEST_LEAD,
+        Usage::Client => BACKDATED,
+    };
+    let mut params = dated(serial, now, early, lifetime)?;
     params.is_ca = IsCa::ExplicitNoCa;
     params.subject_alt_names = vec![SanType::URI(uri.to_string().try_into()?)];
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -214,11 +220,11 @@ fn leaf(usage: Usage, uri: SpiffeId, serial: Serial, now: MeshTime, lifetime: Du
 }
 
 /// Nothing but a serial number and a validity; the library's own defaults would last two thousand years.
-fn dated(serial: Serial, now: MeshTime, lifetime: Duration) -> Result<CertificateParams, IssueError> {
+fn dated(serial: Serial, now: MeshTime, early: Duration, lifetime: Duration) -> Result<CertificateParams, IssueError> {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.serial_number = Some(SerialNumber::from_slice(&serial.0));
-    params.not_before = date(MeshTime(now.0.saturating_sub(BACKDATED.as_secs())))?;
+    params.not_before = date(MeshTime(now.0.saturating_sub(early.as_secs())))?;
     params.not_after = date(now.plus(lifetime))?;
     Ok(params)
 }

@@ -13,12 +13,14 @@ use rustls::crypto::aws_lc_rs;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+use rustls::time_provider::TimeProvider;
 use rustls::{ServerConfig, version};
-use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
 use zeroize::Zeroizing;
 
 use super::issue::{COORDINATOR_LIFETIME, IssueError};
 use super::roots::Roots;
+use crate::clock::MeshClock;
 use crate::entropy::{EntropyError, Environment};
 
 /// Why the coordinator has no certificate to show.
@@ -72,6 +74,12 @@ impl ResolvesServerCert for ServerIdentity {
     }
 }
 
+impl TimeProvider for MeshClock {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(UnixTime::since_unix_epoch(Duration::from_secs(self.now().0)))
+    }
+}
+
 fn fresh(roots: &Roots, env: &Environment) -> Result<CertifiedKey, ServerError> {
     let key = SigningKey::from_seed(&Zeroizing::new(env.random::<32>()?));
     let chain = roots.issue_coordinator(&key, env)?;
@@ -88,8 +96,10 @@ pub fn server_config(
     verifier: Option<Arc<dyn ClientCertVerifier>>,
     alpn: &[&[u8]],
 ) -> Result<ServerConfig, ServerError> {
+    // Hosts' certificates are issued and judged by one clock.
+    let clock = Arc::new(identity.env.clock.clone());
     let builder =
-        ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider())).with_protocol_versions(&[&version::TLS13])?;
+        ServerConfig::builder_with_details(Arc::new(aws_lc_rs::default_provider()), clock).with_protocol_versions(&[&version::TLS13])?;
     let builder = match verifier {
         Some(verifier) => builder.with_client_cert_verifier(verifier),
         None => builder.with_no_client_auth(),

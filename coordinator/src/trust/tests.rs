@@ -167,7 +167,7 @@ fn handshake(client: &mut ClientConnection, server: &mut ServerConnection) -> Re
 fn pair(roots: &Arc<Roots>, shown: Option<CertificateDer<'static>>) -> Result<(ClientConnection, ServerConnection), Box<dyn Error>> {
     let (env, _) = environment();
     let env = crate::entropy::Environment {
-        clock: Arc::new(crate::clock::SystemClock),
+        clock: crate::clock::MeshClock::over(crate::clock::SystemClock),
         ..env
     };
     let identity = ServerIdentity::new(Arc::clone(roots), env)?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow};
 use cloison_agent::state::identity::Membership;
 use cloison_coordinator::audit::{Actor, Context};
-use cloison_coordinator::clock::{Clock as _, ManualClock};
+use cloison_coordinator::clock::{ManualClock, MeshClock};
 use cloison_coordinator::control::session::{Effect, Now, Peer, Session};
 use cloison_coordinator::entropy::{Environment, SeededEntropy};
 use cloison_coordinator::inventory::{CoordinatorAddress, Inventory, On, Placement};
@@ -45,7 +45,7 @@ impl Coordinator {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let clock = ManualClock::starting_at(MESH_START);
         let env = Environment {
-            clock: Arc::new(clock.clone()),
+            clock: MeshClock::over(clock.clone()),
             entropy: Arc::new(SeededEntropy::new(seed)),
         };
         let mesh = MeshId([7; 16]);

@@ -9,3 +9,4 @@ mod hosts;
 mod policy;
 mod redeem;
 mod schema;
+mod told;

@@ -1,7 +1,7 @@
 //! Databases that older programs wrote. `schema_1.sql` is one of the first schema, as `sqlite3 cloison.db .dump` wrote it down after the
 //! program of that time had run a small mesh: a policy, three hosts of which one was revoked, an open token.
 
-use crate::store::testing::{LOCAL, TestResult, environment, reopen, spec};
+use crate::store::testing::{LOCAL, START, TestResult, environment, reopen, spec};
 use crate::store::{Store, copy_database, database_facts, known_schema};
 
 const SCHEMA_1: &str = include_str!("schema_1.sql");
@@ -41,6 +41,8 @@ async fn a_database_of_the_first_schema_is_brought_up_to_date_with_all_that_is_i
     assert!(store.list_hosts(true).await?.iter().any(|record| record.revoked_at.is_some()));
     assert_eq!(store.verify_audit().await?, store.audit_head().await?);
     store.create_token(LOCAL, spec("next")?).await?;
+    assert_eq!(store.now(), START, "an older program noted no time");
+    store.keep_time().await?;
     store.close().await;
     assert_eq!(database_facts(&path).await?.schema, known_schema());
     Ok(())
