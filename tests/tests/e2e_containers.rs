@@ -554,6 +554,33 @@ fn a_container_finds_names_by_one_line_of_dns_and_has_nothing_left_when_its_host
 }
 
 #[test]
+fn a_port_that_docker_publishes_is_a_way_past_the_mesh_and_is_found() -> Result<()> {
+    let (mut mesh, docker) = one_docker("e2e-docker-port")?;
+    mesh.join_all()?;
+    mesh.coordinator.apply_and_wait(&format!("{ONE_RULE}  - postgres -> n8n:ui\n"))?;
+    let doctor = |mesh: &Mesh| -> Result<String> { Ok(mesh.agent("app-1")?.command(&["doctor"])?.stdout) };
+    docker.cli(&["network", "create", "front"])?.ok()?;
+    let n8n = docker.run("n8n", &["--network=front", "--publish", "127.0.0.1:15678:5678"])?;
+    wait_until_attached(&mesh, "app-1", "n8n", &n8n)?;
+    let found = doctor(&mesh)?;
+    ensure!(
+        found.contains("Docker publishes 5678/tcp of n8n (container n8n) on 127.0.0.1:15678") && found.contains("network_mode: none"),
+        "{found}"
+    );
+    // Beside its other network, the mesh goes on as everywhere.
+    let instance = mesh.instance("n8n", "app-1")?;
+    let _listener = Tool::tcp_listen(&n8n, (instance.v4, 5678).into())?;
+    must_reach(mesh.host("db-1")?.net(), (instance.v4, 5678).into())?;
+    n8n.remove()?;
+    let n8n = docker.run("n8n", &[])?;
+    wait_until_attached(&mesh, "app-1", "n8n", &n8n)?;
+    let found = doctor(&mesh)?;
+    ensure!(!found.contains("publishes"), "{found}");
+    drop(docker);
+    mesh.finish()
+}
+
+#[test]
 fn podman_s_containers_are_attached_by_their_first_process() -> Result<()> {
     let mut mesh = Mesh::builder("e2e-podman", &["app-1", "db-1"]).start()?;
     let podman = Runtime::start(mesh.host("app-1")?, Kind::Podman)?;

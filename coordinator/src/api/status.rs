@@ -21,6 +21,8 @@ const MAX_NAMED: usize = 100;
 /// The mesh at a glance.
 #[utoipa::path(get, path = "/v1/status", tag = "mesh", responses((status = 200, body = MeshStatus)))]
 pub(super) async fn status(_: Permit<Read>, State(state): State<ApiState>) -> Result<Json<MeshStatus>, ApiError> {
+    // First: what is published meanwhile is in force nowhere yet, and must not seem to be.
+    let version = state.live.published();
     let inventory = state.store.inventory();
     let policy = super::policy::in_force(&state, &inventory)?;
     let hosts: Vec<_> = inventory.hosts.values().map(|host| (host, state.live.live(host.id))).collect();
@@ -34,7 +36,8 @@ pub(super) async fn status(_: Permit<Read>, State(state): State<ApiState>) -> Re
     let mut warnings = Vec::new();
     if let Some(lead) = state.store.environment().clock.lead() {
         warnings.push(format!(
-            "the coordinator's wall clock is {:#} behind the mesh's time, which goes on from where it was and lets the clock catch up by itself,              43 s a day: nothing stops; `timedatectl` shows whether the clock is right",
+            "the coordinator's wall clock is {:#} behind the mesh's time, which goes on from where it was and lets the clock catch up by itself, \
+             43 s a day: nothing stops; `timedatectl` shows whether the clock is right",
             SignedDuration::try_from(Duration::from_secs(lead.as_secs())).unwrap_or(SignedDuration::MAX)
         ));
     }
@@ -63,7 +66,7 @@ pub(super) async fn status(_: Permit<Read>, State(state): State<ApiState>) -> Re
     Ok(Json(MeshStatus {
         mesh: inventory.mesh,
         software: env!("CARGO_PKG_VERSION").into(),
-        version: state.live.published(),
+        version,
         policy_version: inventory.policy.as_ref().map_or(0, |p| p.version.0),
         overlay: inventory.overlay.to_string(),
         lease_secs: inventory.lease.as_secs(),
