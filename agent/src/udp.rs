@@ -9,6 +9,7 @@
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
 
 use quinn_udp::{EcnCodepoint, RecvMeta, Transmit, UdpSockRef, UdpSocketState};
 use rustix::net::sockopt;
@@ -76,6 +77,10 @@ pub struct Udp {
     port: u16,
 }
 
+/// How often, and how long, a port that we had alone is waited for until nobody has it.
+const LET_GO_ATTEMPTS: usize = 50;
+const LET_GO_PAUSE: Duration = Duration::from_millis(10);
+
 impl Udp {
     /// Listens on `port` of all addresses, once for each of `workers`; 0 takes any free port. The kernel gives all datagrams of one sender to
     /// the same worker.
@@ -90,7 +95,18 @@ impl Udp {
         // A shared port is shared with every process of the same user. That nobody has it yet is found out by having it alone.
         let port = alone.port;
         drop(alone);
-        (0..workers).map(|_| Self::bind(port, true)).collect()
+        let mut shared = Self::bind(port, true);
+        for _ in 0..LET_GO_ATTEMPTS {
+            if !matches!(shared, Err(UdpError::PortTaken(..))) {
+                break;
+            }
+            // A program that is being started has a copy of all descriptors for a moment, that of the socket before among them.
+            std::thread::sleep(LET_GO_PAUSE);
+            shared = Self::bind(port, true);
+        }
+        std::iter::once(shared)
+            .chain((1..workers).map(|_| Self::bind(port, true)))
+            .collect()
     }
 
     fn bind(port: u16, share: bool) -> Result<Self, UdpError> {
