@@ -10,6 +10,7 @@
 //! process may take the listener's place; the base table has no such gap for cgroups.
 
 use std::collections::HashSet;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -87,6 +88,8 @@ pub struct HostWitness {
     diag: Option<SockDiag>,
     /// The base table, by which all is decided that is not asked about here.
     table: Option<Table>,
+    /// Whether it was said that the table cannot be looked at.
+    is_warned: bool,
 }
 
 /// Which rules the base table has, as of the last batch. Whoever follows the cgroups looks, too, and has it loaded again; but a thread that
@@ -99,14 +102,10 @@ struct Table {
 }
 
 impl Table {
-    fn open(name: &str) -> Option<Self> {
-        let news = RulesMonitor::open()
-            .inspect_err(|error| tracing::warn!(%error, "a flush of the ruleset is noticed late"))
-            .ok()?;
-        let nftables = Nftables::open(name).ok()?;
-        Some(Self {
-            news,
-            nftables,
+    fn open(name: &str) -> io::Result<Self> {
+        Ok(Self {
+            news: RulesMonitor::open()?,
+            nftables: Nftables::open(name).map_err(io::Error::other)?,
             rules: None,
         })
     }
@@ -131,6 +130,7 @@ impl HostWitness {
             tun: None,
             diag: None,
             table: None,
+            is_warned: false,
         }
     }
 
@@ -147,10 +147,23 @@ impl HostWitness {
                 .ok()
                 .flatten();
         }
-        if self.table.is_none() {
-            self.table = self.owners.table.as_ref().and_then(|(name, _)| Table::open(name));
-        }
         self.sockets.blind.store(self.has_claims && self.diag.is_none(), Ordering::Relaxed);
+    }
+
+    /// Looks at the base table that the owners go by, if they go by one.
+    fn look_at_table(&mut self) {
+        let Some((name, _)) = self.owners.table.as_ref() else { return };
+        if self.table.is_none() {
+            match Table::open(name) {
+                Ok(table) => self.table = Some(table),
+                Err(error) if !self.is_warned => {
+                    self.is_warned = true;
+                    tracing::warn!(%error, "the base table cannot be looked at: nothing passes this host's TUN until it can");
+                }
+                Err(_) => {}
+            }
+        }
+        self.table.iter_mut().for_each(Table::look);
     }
 
     /// Whether `found` is a socket of the component that has `address`.
@@ -208,13 +221,17 @@ impl Witness for HostWitness {
         }
         if self.has_claims {
             self.tun = self.sockets.tun.load().as_deref().copied();
-            self.table.iter_mut().for_each(Table::look);
+            self.look_at_table();
         }
         self.has_claims
     }
 
     fn is_open(&self, tun: TunId) -> bool {
-        let is_as_loaded = |(_, rules): &(Box<str>, Rules)| self.table.as_ref().is_none_or(|table| table.rules.as_ref() == Some(rules));
+        // A table that nobody can look at is taken for gone.
+        let is_as_loaded = |(_, rules): &(Box<str>, Rules)| {
+            let found = self.table.as_ref().and_then(|table| table.rules.as_ref());
+            !rules.is_empty() && found == Some(rules)
+        };
         let is_gone = self.owners.closed || !self.owners.table.as_ref().is_none_or(is_as_loaded);
         !is_gone || self.tun.is_some_and(|host| host.id != tun)
     }

@@ -1,5 +1,6 @@
-//! Namespaces named by a view, by a file of theirs or by one with the number of a process in them: opened as the agent's configuration allows, told apart from the host's own, and watched: a path at which
-//! another namespace stands, or none, is no longer the place that was attached.
+//! Namespaces named by a view, by a file of theirs or by one with the number of a process in them: opened as the agent's configuration
+//! allows, told apart from the host's own, and watched: a path at which another namespace stands, or none, is no longer the place that was
+//! attached.
 
 use std::path::Path;
 

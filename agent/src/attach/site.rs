@@ -192,8 +192,8 @@ impl Site {
         Ok(())
     }
 
-    /// Looks whether others took away what was made here: a base table that is gone or was changed is loaded again. Returns whether all is well; a TUN that is
-    /// gone is not, and `apply` makes it again.
+    /// Looks whether others took away what was made here: a base table that is gone or was changed is loaded again. Returns whether all is
+    /// well; a TUN that is gone is not, and `apply` makes it again.
     ///
     /// # Errors
     /// [`Unenforced`].

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cloison_agent::attach::owners::Owners;
+use cloison_agent::netlink::nftables::{Nftables, Rules};
 use cloison_agent::sys::netns::NetNs;
 use cloison_agent_core::packet::Direction;
 use cloison_proto::verdict::DropReason;
@@ -38,12 +39,18 @@ fn mesh() -> Mesh {
 
 /// Says that `name` is those of `user`, on its host.
 fn claim(host: &Host, mesh: &Mesh, name: &str, user: u32) -> Outcome {
+    claim_by(host, mesh, name, user, None)
+}
+
+/// The same, by a base table that has to be there.
+fn claim_by(host: &Host, mesh: &Mesh, name: &str, user: u32, table: Option<(Box<str>, Rules)>) -> Outcome {
     let component = || name.parse().map_err(|_| "a bad name");
     let mut owners = Owners::default();
     for address in mesh.address(name)?.both() {
         owners.addresses.insert(address, component()?);
     }
     owners.users = HashMap::from([(user, component()?)]);
+    owners.table = table;
     host.dataplane.owners().store(Arc::new(owners));
     // The next batch knows.
     std::thread::sleep(Duration::from_millis(20));
@@ -297,5 +304,30 @@ fn a_change_of_owners_counts_from_the_next_stream_on_and_leaves_the_others_alone
     assert!(connect(&hosts[0].ns, ROGUE, db)?.is_err());
     here.write_all(b"still here")?;
     assert!(!hosts[0].dataplane.is_blind());
+    Ok(())
+}
+
+#[test]
+fn without_the_table_that_the_owners_go_by_nothing_passes_whatever_is_known_of_it() -> Outcome {
+    let mesh = mesh();
+    let hosts = two_hosts(&mesh)?;
+    let db = mesh.address("db")?.v4.into();
+    let listener = hosts[1].listen(db, 5432)?;
+    let of = |name: &'static str| inside(&hosts[0].ns, || Ok(Nftables::open(name)?.rules()?));
+    let (ours, none) = (of("cloison_test")?, Rules::default());
+    for (name, rules) in [
+        // Gone; never read; another one than was loaded.
+        ("nowhere", ours.clone()),
+        ("nowhere", none.clone()),
+        ("cloison_test", none),
+    ] {
+        let before = hosts[0].engine.stats().outbound.dropped(DropReason::Unenforced);
+        claim_by(&hosts[0], &mesh, "app", APP, Some((name.into(), rules)))?;
+        let passed = connect(&hosts[0].ns, APP, db)?;
+        assert!(passed.is_err(), "{name}: {passed:?}");
+        assert!(hosts[0].engine.stats().outbound.dropped(DropReason::Unenforced) > before, "{name}");
+        claim(&hosts[0], &mesh, "app", APP)?;
+    }
+    talk(connect(&hosts[0].ns, APP, db)??, &listener)?;
     Ok(())
 }

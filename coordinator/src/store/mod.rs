@@ -6,7 +6,8 @@
 //!
 //! The files: `db` opens the database and maps its errors; `change` is the transaction; `snapshot` reads an inventory; `addresses` gives
 //! instances their addresses; `mesh`, `policy`, `hosts`, `contact`, `tokens`, `redeem`, `credentials` and `log` are the use cases; `reserve` is
-//! room for those of them that cannot wait; `told` keeps what time it was; `backup` copies the database while it is in use, and `recover` is the way back from a copy.
+//! room for those of them that cannot wait; `told` keeps what time it was; `backup` copies the database while it is in use, and `recover` is
+//! the way back from a copy.
 //!
 //! SQL stays portable between SQLite and Postgres: `$1`, `ON CONFLICT`, `RETURNING`, ids as text, times as integers.
 
