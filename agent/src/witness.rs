@@ -3,7 +3,7 @@
 //!
 //! Per batch: owners in force, which tell whether there is anything to ask. Per packet: address -> the component that owns it; socket -> user
 //! and cgroup -> the component that owns those. If they differ, or a stream has no socket, the engine drops the packet as `not_owner`. Whether
-//! the base table is still there is looked at in each batch, because datagrams are its business alone.
+//! the base table still says what was loaded is looked at in each batch, because datagrams are its business alone.
 //!
 //! What it does not do: look at the TUNs of containers and namespaces, where the source address alone decides, at UDP and ICMP on their way
 //! out, and at UDP for a cgroup's component, which are all the base table's. Between the answer and the delivery of a first packet another

@@ -229,7 +229,11 @@ fn a_coordinator_whose_clock_was_hours_ahead_goes_on_with_leases_when_it_is_set_
     wait_for("the warning to go", PATIENCE, || {
         Ok(coordinator_warning(&mesh)?.is_none().then_some(()))
     })?;
-    std::thread::sleep(Duration::from_secs(5));
+    for host in HOSTS {
+        wait_for("a lease of five hours ahead", PATIENCE * 2, || {
+            Ok(offset(&mesh, host)?.is_some_and(|off| off < -4 * HOUR).then_some(()))
+        })?;
+    }
     clock.wall_off_by(0)?;
     goes_on_beyond_the_lease(&mesh, &streams)?;
     ensure!(coordinator_warning(&mesh)?.is_some());

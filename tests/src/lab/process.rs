@@ -16,7 +16,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::{Folder, wait_for};
 
 /// How long a program has to end after it was asked to, before it is killed.
-const STOP_LIMIT: Duration = Duration::from_secs(20);
+const STOP_LIMIT: Duration = Duration::from_secs(5);
 
 /// A program that runs until stopped. Killed when dropped, unless its lab is kept.
 #[derive(Debug)]

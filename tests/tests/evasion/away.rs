@@ -3,11 +3,10 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use cloison_tests::lab::agent::INTERFACE;
 use cloison_tests::lab::person::Person;
 use cloison_tests::lab::sockets::{By, Order, Shape};
 
-use crate::stage::{BOTH, ECHO, Expected, Matrix, PATIENCE, STRANGER, Stage, bound, user, way};
+use crate::stage::{BOTH, ECHO, Expected, Matrix, PATIENCE, STRANGER, Stage, bound, takes_the_tun, user, way};
 
 const RESTARTS: u64 = 10;
 const FLUSHES: u64 = 8;
@@ -73,21 +72,7 @@ fn nothing_passes_while_the_agent_restarts() -> Result<()> {
         }
         if round < 2 {
             // A TUN that stays while nobody holds it would be anybody's without its owner.
-            let line = [
-                "setpriv",
-                "--reuid",
-                "2003",
-                "--regid",
-                "2003",
-                "--clear-groups",
-                "ip",
-                "tuntap",
-                "add",
-                INTERFACE,
-                "mode",
-                "tun",
-            ];
-            app.run(&line)?.refused()?;
+            takes_the_tun(&app)?.refused()?;
         }
         agent.start()?;
     }

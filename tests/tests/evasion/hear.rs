@@ -4,13 +4,12 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::{Context, Result};
-use cloison_tests::lab::agent::INTERFACE;
 use cloison_tests::lab::mesh::Instance;
 use cloison_tests::lab::person::{Person, Who};
 use cloison_tests::lab::sockets::{By, Order, Shape, any_like};
 use cloison_tests::lab::wait_for;
 
-use crate::stage::{BOTH, ECHO, Expected, HOOK, Matrix, PATIENCE, STRANGER, Stage, WORKER, bound, through, user, way};
+use crate::stage::{BOTH, ECHO, Expected, HOOK, Matrix, PATIENCE, STRANGER, Stage, WORKER, bound, takes_the_tun, through, user, way};
 
 /// A port on app-1's own addresses, where a server of nobody in particular trusts whom it knows.
 const TRUSTING: u16 = 9000;
@@ -249,21 +248,7 @@ fn user_namespaces_and_cgroups(stage: &mut Stage, matrix: &mut Matrix) -> Result
         holds,
     );
     let app = stage.app()?;
-    let line = [
-        "setpriv",
-        "--reuid",
-        "2003",
-        "--regid",
-        "2003",
-        "--clear-groups",
-        "ip",
-        "tuntap",
-        "add",
-        INTERFACE,
-        "mode",
-        "tun",
-    ];
-    let refused = app.run(&line)?;
+    let refused = takes_the_tun(&app)?;
     let observed = refused.stderr.trim().to_owned();
     matrix.state(
         "(a) another user",

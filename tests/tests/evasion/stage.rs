@@ -5,9 +5,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use cloison_tests::lab::agent::INTERFACE;
 use cloison_tests::lab::mesh::{Instance, Mesh};
 use cloison_tests::lab::netns::Netns;
 use cloison_tests::lab::person::{Group, Person, Who};
+use cloison_tests::lab::process::Finished;
 use cloison_tests::lab::sockets::{Answer, By, Order, Shape};
 use cloison_tests::lab::wait_for;
 
@@ -289,4 +291,11 @@ impl Stage {
     pub(crate) fn seen(&mut self) -> Result<BTreeSet<u64>> {
         Ok(self.server.seen()?.iter().map(|seen| seen.token).collect())
     }
+}
+
+/// A stranger opens the host's TUN, as whoever owns it may.
+pub(crate) fn takes_the_tun(app: &Netns) -> Result<Finished> {
+    let stranger = STRANGER.to_string();
+    let who = ["setpriv", "--reuid", &stranger, "--regid", &stranger, "--clear-groups"];
+    app.run(&[&who[..], &["ip", "tuntap", "add", INTERFACE, "mode", "tun"]].concat())
 }
