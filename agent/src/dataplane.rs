@@ -10,6 +10,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use cloison_agent_core::TunId;
@@ -72,6 +73,8 @@ pub struct Config {
     pub accepted: Accepted,
     /// Whether a component that is a unit or a cgroup is reached on loopback by itself alone.
     pub loopback_guard: bool,
+    /// Where the programs of that guard are pinned ([`attach::guard::PLACE`]).
+    pub guard_place: PathBuf,
     /// Whether names are answered by DNS in each namespace with a TUN, on the runtime of who starts the data plane.
     pub resolver: bool,
     /// Given when something changed that [`Dataplane::check`] should look at.
@@ -193,6 +196,7 @@ impl Dataplane {
             nftables: nftables?,
             rules: rules.map_err(StartError::Workers)?,
             trial: Trial::new(host.namespace().run(NetNs::current)??, config.table.clone()),
+            guard: config.guard_place.clone(),
         };
         let sockets = Udp::listen(config.port, config.workers)?;
         let claims = Claims::new(Tree::find(), Some(kernel), config.nudge.clone());
@@ -459,7 +463,7 @@ pub fn leave(config: &Config, range: OverlayRange, view: Option<&View>) -> Resul
     let home = NetNs::current()?;
     let id = home.id();
     let plan = view.map(|view| attach::plan(view, &config.accepted)).unwrap_or_default();
-    Claims::unmark(Tree::find().as_ref(), &wanted(&plan, config).members);
+    Claims::unmark(Tree::find().as_ref(), &wanted(&plan, config).members, &config.guard_place);
     let sites = plan.sites;
     let mut containers = Containers::new(&config.accepted, Nudge::default());
     let namespaces = sites.into_values().filter_map(|(place, _)| match place {

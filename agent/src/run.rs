@@ -23,6 +23,7 @@ use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::attach::Unenforced;
+use crate::attach::guard;
 use crate::attach::nudge::Nudge;
 use crate::config::Config;
 use crate::control::certificate::{Window, check_host};
@@ -475,6 +476,7 @@ pub fn plane_config(config: &Config, nudge: Nudge) -> dataplane::Config {
         mtu: config.mtu,
         accepted: config.accepted.clone(),
         loopback_guard: config.loopback_guard,
+        guard_place: guard::PLACE.into(),
         resolver: config.resolver,
         nudge,
     }

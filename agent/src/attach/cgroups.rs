@@ -54,7 +54,7 @@ pub struct Scan {
     pub rest: Vec<(u64, u8)>,
     /// Directories in which a change may bring about or end any of these, with their ids: one that is made anew is another.
     pub watched: BTreeSet<(PathBuf, u64)>,
-    /// Whether there was more than a scan looks at.
+    /// Whether there was more than a scan looks at, or something that could not be read.
     pub is_cut: bool,
 }
 
@@ -197,7 +197,9 @@ impl Tree {
         if parent.level >= MAX_DEPTH {
             return Vec::new();
         }
-        let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+        let entries = std::fs::read_dir(directory);
+        scan.is_cut |= entries.as_ref().is_err_and(|error| error.kind() != io::ErrorKind::NotFound);
+        let entries = entries.into_iter().flatten().flatten();
         let found = entries.filter_map(|entry| {
             let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
             let name = entry.file_name().into_string().ok().filter(|_| is_directory)?;

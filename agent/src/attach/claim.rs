@@ -1,7 +1,9 @@
 //! Claims: which processes of the host's own namespace are a component.
 
 use std::fmt;
+use std::sync::Arc;
 
+use super::guard::GuardError;
 use super::selftest::TrialError;
 use cloison_proto::label::ComponentName;
 use cloison_proto::policy::{CgroupPath, UnitName, User, UserName};
@@ -41,6 +43,9 @@ pub enum ClaimError {
     /// The kernel does not keep users apart.
     #[error("this kernel does not bind addresses to users; attach the component by `container` or `netns`")]
     Users(#[source] TrialError),
+    /// Loopback is to be guarded, and cannot be.
+    #[error("loopback cannot be guarded, as `loopback_guard` in agent.toml wants it (docs/attachments.md says what it takes)")]
+    Guard(#[source] Arc<GuardError>),
 }
 
 impl Claim {

@@ -201,52 +201,35 @@ impl ClaimTable {
         self.guard && self.levels > 0
     }
 
-    /// The guard of loopback, for what has no overlay address. Who sends is known when a packet leaves, and who hears when it arrives: the mark of a
-    /// claimed cgroup is written on its packets between the two (`signing`), and taken from those of everybody else.
+    /// What the guard of loopback ([`super::guard`]) needs of the base table, for what has no overlay address. Who sends is known when a packet leaves,
+    /// and who hears when it arrives: the mark of a claimed cgroup is written on its packets between the two (`signing`), and taken from those
+    /// of everybody else. The guard judges by that mark, at the socket that receives.
     ///
-    /// A stream is judged at its SYN, by the listener; and at the answer to it, which carries the mark that the listener's socket was made with. The
-    /// answer is what tells where a SYN met the rest of an older stream, which has no cgroup any more. A datagram is judged each time: it is
-    /// heard if it is the cgroup's own, or answers what the cgroup itself asked (`ct mark`, since who sent the first datagram between two
-    /// ports says nothing of who asked: anybody may write another's address on one).
+    /// What it would refuse in silence is refused aloud here, if it is a stream's first packet and the listener is found at once; and
+    /// a cgroup that is not known yet has no guard of its own, and hears nothing new.
     fn write_guard(&self, text: &mut String) {
         let ours = format!("meta mark & {MARK_MASK:#x} == {MARK:#x}");
-        let (syn, answer) = ("tcp flags & (syn | ack) == syn", "tcp flags & (syn | ack) == syn | ack");
         for level in 1..=self.levels {
             let _ = writeln!(text, "  map signs_{level} {{ typeof socket cgroupv2 level {level} : meta mark; }}");
             let _ = writeln!(text, "  set home_{level} {{ typeof socket cgroupv2 level {level} . meta mark; }}");
         }
-        let _ = writeln!(text, "  chain signing {{\n    {answer} return\n    {ours} meta mark set 0");
+        let _ = writeln!(text, "  chain signing {{\n    {ours} meta mark set 0");
         for level in 1..=self.levels {
             let _ = writeln!(text, "    meta mark set socket cgroupv2 level {level} map @signs_{level}");
         }
-        let _ = writeln!(
-            text,
-            "    {ours} meta l4proto udp ct direction original ct mark set meta mark\n  }}"
+        text.push_str(
+            "  }\n  chain guarded {\n    meta l4proto { icmp, ipv6-icmp } accept\n    tcp flags & (syn | ack) != syn accept\n",
         );
-        text.push_str("  chain answered {\n");
-        for level in (1..=self.levels).rev() {
-            let _ = writeln!(text, "    socket cgroupv2 level {level} . meta mark @home_{level} accept");
-        }
-        text.push_str("    counter drop comment \"answer of a guarded listener to somebody else\"\n  }\n");
-        text.push_str("  chain guarded {\n    meta l4proto { icmp, ipv6-icmp } accept\n");
-        let _ = writeln!(text, "    {answer} {ours} goto answered\n    tcp flags & (syn | ack) != syn accept");
         for level in (1..=self.levels).rev() {
             let cgroup = format!("socket cgroupv2 level {level}");
-            let _ = writeln!(
-                text,
-                "    meta l4proto udp ct direction reply {cgroup} . ct mark @home_{level} accept"
-            );
-            let _ = writeln!(text, "    {cgroup} . meta mark @home_{level} accept");
-            let _ = writeln!(text, "    {cgroup} @claimed_{level} goto unheard");
+            let _ = writeln!(text, "    meta l4proto tcp {cgroup} . meta mark @home_{level} accept");
+            let _ = writeln!(text, "    meta l4proto tcp {cgroup} @claimed_{level} goto unheard");
+            let _ = writeln!(text, "    {cgroup} @claimed_{level} accept");
         }
         for level in 1..=self.levels {
             let _ = writeln!(text, "    socket cgroupv2 level {level} @rest_{level} accept");
         }
-        let _ = writeln!(
-            text,
-            "    socket cgroupv2 level 1 != @none counter drop comment \"socket of a cgroup that is not known yet\"\n    \
-             {syn} tcp option 34 exists counter drop comment \"data before the answer, for nobody knows whom\"\n    accept\n  }}"
-        );
+        text.push_str("    socket cgroupv2 level 1 != @none counter drop comment \"socket of a cgroup that is not known yet\"\n    accept\n  }\n");
     }
 
     /// What stands first in the chain of packets that leave.
@@ -269,9 +252,8 @@ impl ClaimTable {
         for (source, destination) in self.themselves() {
             let _ = writeln!(text, "    iifname \"lo\" {source} {destination} goto hearing");
         }
-        // What is for a group leaves by another interface and comes back by it.
         let guarded = if self.is_guarded() {
-            "    iifname \"lo\" goto guarded\n    meta pkttype { broadcast, multicast } fib saddr type local goto guarded\n"
+            "    iifname \"lo\" goto guarded\n"
         } else {
             ""
         };

@@ -10,7 +10,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsString;
 use std::io;
-use std::path::PathBuf;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cloison_proto::label::ComponentName;
@@ -20,6 +21,7 @@ use parking_lot::Mutex;
 use super::cgroups::{Cgroup, Scan, Tree};
 use super::claim::{self, Claim, ClaimError};
 use super::claim_table::{self, ClaimTable, mark};
+use super::guard::{Guard, GuardError};
 use super::nudge::Nudge;
 use super::owners::{self, Owners};
 use super::selftest::Trial;
@@ -81,6 +83,8 @@ pub struct Kernel {
     pub rules: RulesMonitor,
     /// Where it is tried out what holds there.
     pub trial: Trial,
+    /// Where the guard of loopback is pinned ([`super::guard::PLACE`]).
+    pub guard: PathBuf,
 }
 
 /// The claims in force.
@@ -105,8 +109,12 @@ struct State {
     /// Those whose claims can be enforced.
     bound: Vec<(Member, Option<u32>)>,
     rest: Option<(ComponentName, AddressPair)>,
-    /// Whether loopback is guarded.
+    /// Whether loopback is to be guarded, and by what it is.
     guard: bool,
+    guarded_by: Option<Result<Guard, Arc<GuardError>>>,
+    guard_place: Option<PathBuf>,
+    /// Whether a cgroup that nobody claims is let go, or is one of a component that is just not bound.
+    lets_go: bool,
     /// Of the table that is loaded, or about to be.
     levels: u8,
     /// The rules of the table that is loaded.
@@ -115,8 +123,10 @@ struct State {
     loading: bool,
     /// What is in its sets; `None` until it is loaded.
     filled: Option<BTreeSet<(String, Key)>>,
-    /// Cgroups whose sockets are marked, with what came of it.
-    marked: BTreeMap<u64, Result<(), String>>,
+    /// Cgroups whose sockets are marked, with their mark and what came of it.
+    marked: BTreeMap<u64, (u32, Result<(), String>)>,
+    /// Claimed cgroups that should be guarded and are not, and why: they are nobody.
+    unguarded: BTreeMap<u64, String>,
     scan: Scan,
 }
 
@@ -124,8 +134,10 @@ impl Claims {
     /// No claims yet; without a kernel to speak to, nothing is ever bound.
     #[must_use]
     pub fn new(tree: Option<Tree>, kernel: Option<Kernel>, nudge: Nudge) -> Self {
-        let (connections, trial) = kernel.map(|kernel| ((kernel.nftables, kernel.rules), kernel.trial)).unzip();
-        let (nftables, rules) = connections.unzip();
+        let (connections, places) = kernel
+            .map(|kernel| ((kernel.nftables, kernel.rules), (kernel.trial, kernel.guard)))
+            .unzip();
+        let ((nftables, rules), (trial, guard_place)) = (connections.unzip(), places.unzip());
         let owners = owners::Shared::default();
         let state = State {
             tree,
@@ -137,11 +149,15 @@ impl Claims {
             bound: Vec::new(),
             rest: None,
             guard: false,
+            guarded_by: None,
+            guard_place,
+            lets_go: false,
             levels: 0,
             rules: Rules::default(),
             loading: false,
             filled: None,
             marked: BTreeMap::new(),
+            unguarded: BTreeMap::new(),
             scan: Scan::default(),
         };
         Self {
@@ -257,15 +273,21 @@ impl Claims {
         self.state.lock().shown()
     }
 
-    /// Takes the marks away from the cgroups of these members, whoever set them; for `leave`.
-    pub fn unmark(tree: Option<&Tree>, members: &[Member]) {
+    /// Takes marks and guard away from the cgroups of these members, whoever set them; for `leave`.
+    pub fn unmark(tree: Option<&Tree>, members: &[Member], guard: &Path) {
         let Some(tree) = tree else { return };
+        let mut open = Vec::new();
         for (cgroup, _) in tree.scan(&claims_of(members)).claimed {
-            if let Err(error) = tree.open(&cgroup).and_then(cgroup::unmark_sockets)
-                && error.kind() != io::ErrorKind::NotFound
+            let opened = tree.open(&cgroup);
+            if let Err(error) = opened.as_ref().map_err(io::Error::kind).and_then(|d| cgroup::unmark_sockets(d).map_err(|e| e.kind()))
+                && error != io::ErrorKind::NotFound
             {
                 tracing::warn!(cgroup = cgroup.path, %error, "cannot take the mark of a cgroup's sockets away");
             }
+            open.extend(opened);
+        }
+        if let Err(error) = Guard::end(guard, open.iter().map(AsFd::as_fd)) {
+            tracing::warn!(%error, "cannot take the guard of loopback away; it ends with the units that it is for");
         }
     }
 }
@@ -277,6 +299,8 @@ fn claims_of(members: &[Member]) -> Vec<(ComponentName, Claim)> {
 impl State {
     fn set(&mut self, wanted: Wanted) -> Settled {
         let mut settled = Settled::default();
+        self.guard = wanted.guard;
+        self.take_up_guard(wanted.members.iter().any(|member| member.claim.is_by_cgroup()));
         let mut bound: Vec<(Member, Option<u32>)> = Vec::new();
         for member in wanted.members {
             match self.resolve(&member, &bound) {
@@ -286,7 +310,8 @@ impl State {
                 }
             }
         }
-        (self.bound, self.rest, self.guard) = (bound, wanted.rest, wanted.guard);
+        (self.bound, self.rest) = (bound, wanted.rest);
+        self.lets_go = settled.members.is_empty();
         self.look();
         self.levels = self.wanted_levels();
         settled
@@ -321,10 +346,26 @@ impl State {
             Claim::Unit(_) | Claim::Cgroup(_) => None,
         };
         self.try_out(&member.claim)?;
+        if let (true, Some(Err(why))) = (member.claim.is_by_cgroup(), &self.guarded_by) {
+            return Err(ClaimError::Guard(why.clone()));
+        }
         let same = |(other, number): &&(Member, Option<u32>)| other.claim == member.claim || user.is_some() && *number == user;
         match before.iter().find(same) {
             Some((other, _)) => Err(ClaimError::Shared(other.component.clone())),
             None => Ok(user),
+        }
+    }
+
+    /// Opens the guard of loopback where it is wanted, and lets go whom an agent before has left guarded where it is not.
+    fn take_up_guard(&mut self, by_cgroup: bool) {
+        let Some(place) = &self.guard_place else { return };
+        if !self.guard || !by_cgroup {
+            self.guarded_by = None;
+            if let Err(error) = Guard::release(place) {
+                tracing::warn!(%error, "cannot take the guard of loopback away; it ends with the units that it is for");
+            }
+        } else if !matches!(self.guarded_by, Some(Ok(_))) {
+            self.guarded_by = Some(Guard::open(place).map_err(Arc::new));
         }
     }
 
@@ -401,21 +442,34 @@ impl State {
         filled
     }
 
+    /// Marks and guards the sockets of the claimed cgroups.
     fn mark(&mut self) {
         let marks: HashMap<&ComponentName, u32> = self.bound.iter().map(|(m, _)| (&m.component, mark(m.addresses))).collect();
-        let mut marked = BTreeMap::new();
+        let (mut marked, mut unguarded) = (BTreeMap::new(), BTreeMap::new());
         for (found, component) in &self.scan.claimed {
-            let (Some(mark), Some(tree)) = (marks.get(component), &self.tree) else {
+            let (Some(&mark), Some(tree)) = (marks.get(component), &self.tree) else {
                 continue;
             };
-            let known = self.marked.remove(&found.id).filter(Result::is_ok);
+            let known = self.marked.remove(&found.id).filter(|(of, outcome)| *of == mark && outcome.is_ok());
             let outcome = known.unwrap_or_else(|| {
-                let marked = tree.open(found).and_then(|directory| cgroup::mark_sockets(directory, *mark));
-                marked.map_err(|error| error.to_string())
+                let marked = tree.open(found).and_then(|directory| cgroup::mark_sockets(directory, mark));
+                (mark, marked.map_err(|error| error.to_string()))
             });
             marked.insert(found.id, outcome);
+            if let Some(Ok(guard)) = self.guarded_by.as_mut().filter(|_| self.guard)
+                && !guard.is_closed(found.id, mark)
+                && let Err(error) = tree.open(found).and_then(|directory| guard.close(found.id, directory.as_fd(), mark))
+            {
+                unguarded.insert(found.id, error.to_string());
+            }
         }
-        self.marked = marked;
+        // Who just was not found, or not bound, stays guarded.
+        if let Some(Ok(guard)) = self.guarded_by.as_mut().filter(|_| self.lets_go && !self.scan.is_cut)
+            && let Err(error) = guard.keep(&marked.keys().copied().collect())
+        {
+            tracing::warn!(%error, "loopback stays guarded for who is no component any more");
+        }
+        (self.marked, self.unguarded) = (marked, unguarded);
     }
 
     fn fill(&mut self) -> Result<(), NetlinkError> {
@@ -449,7 +503,9 @@ impl State {
             .into();
         for (Cgroup { id, level, .. }, component) in self.scan.claimed.iter().filter(|(c, _)| c.level <= self.levels) {
             elements.insert((claim_table::claimed(*level), Key::Cgroup(*id)));
-            let Some(pair) = addresses.get(component) else { continue };
+            let Some(pair) = addresses.get(component).filter(|_| !self.unguarded.contains_key(id)) else {
+                continue;
+            };
             for address in pair.both() {
                 elements.insert((claim_table::own(*level, address), Key::CgroupAt(*id, address)));
             }
@@ -522,7 +578,13 @@ impl State {
         let Some((cgroup, _)) = of_member.next() else {
             return format!("{}, which is not running", member.claim);
         };
-        match self.marked.get(&cgroup.id) {
+        if let Some(why) = self.unguarded.get(&cgroup.id) {
+            return format!(
+                "{} in {}, which is refused: its loopback cannot be guarded: {why}",
+                member.claim, cgroup.path
+            );
+        }
+        match self.marked.get(&cgroup.id).map(|(_, outcome)| outcome) {
             Some(Err(why)) => format!(
                 "{} in {}; its programs have to bind to its address themselves, because its sockets cannot be marked: {why}",
                 member.claim, cgroup.path

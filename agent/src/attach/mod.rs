@@ -11,6 +11,7 @@ pub mod claim;
 pub mod claim_table;
 pub mod claims;
 pub mod container;
+pub mod guard;
 pub mod host;
 pub mod netns;
 pub mod nudge;

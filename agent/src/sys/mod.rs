@@ -1,9 +1,10 @@
-//! The kernel's edges: TUNs, epoll, network namespaces, cgroups, processes, socket options, inherited descriptors, the clock. All of the
+//! The kernel's edges: TUNs, epoll, network namespaces, cgroups and programs at them, processes, socket options, inherited descriptors, the clock. All of the
 //! agent's unsafe code is below this module, each block with the reason why it is sound; what leaves it are owned file descriptors and typed
 //! errors.
 //!
 //! Nothing here knows of packets, peers or views.
 
+pub mod bpf;
 pub mod cgroup;
 pub mod clock;
 pub mod inherited;

@@ -15,7 +15,7 @@ use crate::person::Group;
 use crate::{Outcome, inside, ip, run};
 
 /// `n8n` and `worker` share host 1 with the rest of it; `postgres` is on host 2. Only n8n may reach it.
-fn shared_host(n8n: &str, worker: &str, postgres: &str) -> Mesh {
+pub(crate) fn shared_host(n8n: &str, worker: &str, postgres: &str) -> Mesh {
     let component = |name, host, attachment: &str| Component {
         name,
         host,
@@ -36,7 +36,7 @@ fn shared_host(n8n: &str, worker: &str, postgres: &str) -> Mesh {
     }
 }
 
-fn at(address: IpAddr, port: u16) -> SocketAddr {
+pub(crate) fn at(address: IpAddr, port: u16) -> SocketAddr {
     (address, port).into()
 }
 
@@ -178,69 +178,6 @@ fn what_is_meant_for_the_rest_is_not_heard_by_a_user_who_listens_on_all_addresse
 }
 
 #[test]
-fn on_guarded_loopback_a_cgroup_is_reached_by_itself_alone() -> Outcome {
-    let (n8n_group, db_group) = (Group::new("n8n")?, Group::new("db")?);
-    let mesh = shared_host(&n8n_group.attachment(), &db_group.attachment(), "host");
-    for guarded in [false, true] {
-        let mut one = if guarded { Host::guarded(1)? } else { Host::alone(1)? };
-        one.apply(&mesh)?;
-        let (mut n8n, mut db) = (one.person_in(0, &n8n_group)?, one.person_in(2002, &db_group)?);
-        let (mut other, mut root) = (one.person(2003)?, one.person(0)?);
-        n8n.listens("[::]:5678".parse()?)?;
-        db.listens("[::]:5680".parse()?)?;
-        other.listens("[::]:5690".parse()?)?;
-        n8n.answers_datagrams("[::]:5678".parse()?)?;
-        other.answers_datagrams("[::]:5690".parse()?)?;
-        for local in [IpAddr::from([127, 0, 0, 1]), "::1".parse()?] {
-            let to = |port| at(local, port);
-            // Itself, and those whom nobody claims, everybody reaches as ever; what is asked is answered.
-            assert_eq!(n8n.connects(to(5678), None)?, Ok(local), "n8n itself");
-            assert_eq!(n8n.asks(to(5678), None)?, Ok(local), "n8n itself, by datagram");
-            assert_eq!(db.connects(to(5680), None)?, Ok(local), "the database itself");
-            for person in [&mut n8n, &mut db, &mut root] {
-                assert_eq!(person.connects(to(5690), None)?, Ok(local), "who is nobody's");
-                assert_eq!(person.asks(to(5690), None)?, Ok(local), "who is nobody's, by datagram");
-            }
-            for (who, reached) in [
-                ("the database, n8n", db.connects(to(5678), None)?),
-                ("the rest, n8n", other.connects(to(5678), None)?),
-                ("root, n8n", root.connects(to(5678), None)?),
-                ("the rest, n8n by datagram", other.asks(to(5678), None)?),
-                ("n8n, the database", n8n.connects(to(5680), None)?),
-                ("root, the database", root.connects(to(5680), None)?),
-            ] {
-                assert_eq!(reached.is_err(), guarded, "{who}: {reached:?}");
-            }
-        }
-    }
-    Ok(())
-}
-
-#[test]
-fn nobody_gets_through_guarded_loopback_by_what_is_left_of_older_talks() -> Outcome {
-    let group = Group::new("n8n")?;
-    let mesh = shared_host(&group.attachment(), "user:2002", "host");
-    for guarded in [false, true] {
-        let mut one = if guarded { Host::guarded(1)? } else { Host::alone(1)? };
-        one.apply(&mesh)?;
-        let (mut n8n, mut rogue) = (one.person_in(0, &group)?, one.person(2003)?);
-        // A SYN that meets the rest of a stream that n8n's server has closed first.
-        let server = SocketAddr::from(([127, 0, 0, 1], 5678));
-        n8n.dismisses(server)?;
-        let own = SocketAddr::from(([127, 0, 0, 1], 40_123));
-        assert_eq!(n8n.greeted_from(server, own)?, Ok(own.ip()), "n8n itself");
-        let reached = rogue.greeted_from(server, own)?;
-        assert_eq!(reached.is_err(), guarded, "by the rest of a stream: {reached:?}");
-        // A datagram that seems to answer one of n8n's, whose address the rogue wrote on the first of the two.
-        let datagrams = SocketAddr::from(([127, 0, 0, 1], 5679));
-        n8n.answers_datagrams(datagrams)?;
-        let answered = rogue.forges_a_question_and_answers(datagrams)?;
-        assert_eq!(answered.is_err(), guarded, "by a forged question: {answered:?}");
-    }
-    Ok(())
-}
-
-#[test]
 fn who_takes_a_component_s_port_first_gets_nothing() -> Outcome {
     let (n8n_group, postgres_group) = (Group::new("n8n")?, Group::new("postgres")?);
     let mesh = shared_host(&n8n_group.attachment(), "user:2002", &postgres_group.attachment());
@@ -299,7 +236,7 @@ fn a_server_that_closes_first_is_reached_again_from_the_same_port() -> Outcome {
     let [one, two] = two_hosts(&mesh)?;
     let (mut n8n, mut server) = (one.person_in(0, &n8n_group)?, two.person_in(0, &postgres_group)?);
     for (n8n_at, postgres) in mesh.address("n8n")?.both().into_iter().zip(mesh.address("postgres")?.both()) {
-        server.dismisses(at(postgres, 5432))?;
+        server.dismisses("plain", at(postgres, 5432))?;
         assert_eq!(n8n.comes_back(at(postgres, 5432))?, Ok(n8n_at));
     }
     Ok(())

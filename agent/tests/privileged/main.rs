@@ -6,6 +6,7 @@ mod claims;
 mod containers;
 mod dataplane;
 mod dns;
+mod guard;
 mod mesh;
 mod netlink;
 pub(crate) mod netns;

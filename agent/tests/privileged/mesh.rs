@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -84,6 +85,7 @@ pub(crate) fn config() -> Outcome<Config> {
         mtu: None,
         accepted: Accepted::default(),
         loopback_guard: false,
+        guard_place: "/nowhere".into(),
         resolver: false,
         nudge: Nudge::default(),
     })
@@ -117,13 +119,14 @@ impl Host {
         Self::start(number, fresh()?, 1)
     }
 
-    /// A host alone, whose loopback is guarded.
-    pub(crate) fn guarded(number: u8) -> Outcome<Self> {
+    /// A host in `ns`, whose loopback is guarded or not, with the programs of the guard pinned at `place`.
+    pub(crate) fn guarded(ns: NetNs, is_guarded: bool, place: &Path) -> Outcome<Self> {
         let config = Config {
-            loopback_guard: true,
+            loopback_guard: is_guarded,
+            guard_place: place.to_owned(),
             ..config()?
         };
-        Self::configured(number, fresh()?, config)
+        Self::configured(1, ns, config)
     }
 
     pub(crate) fn apply(&mut self, mesh: &Mesh) -> Outcome<Installed> {

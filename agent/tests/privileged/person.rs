@@ -9,11 +9,13 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use socket2::{Domain, MsgHdr, SockAddr, Socket, Type};
+use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::claims::SILENCE;
 use crate::mesh::Host;
 use crate::{Outcome, inside};
+
+mod odd;
 
 /// Says to the test program that it is a person.
 const PERSON: &str = "CLOISON_TEST_PERSON";
@@ -51,6 +53,14 @@ impl Group {
         Ok(group)
     }
 
+    /// Another one inside of it.
+    pub(crate) fn below(&self, name: &str) -> Outcome<Self> {
+        let (root, path) = (self.root.clone(), format!("{}/{name}", self.path));
+        let group = Self { root, path };
+        std::fs::create_dir(group.place())?;
+        Ok(group)
+    }
+
     pub(crate) fn attachment(&self) -> String {
         format!("cgroup:{}", self.path)
     }
@@ -69,7 +79,7 @@ impl Group {
     fn remove(&self) {
         // A process that was just killed is there for a moment.
         for _ in 0..200 {
-            if std::fs::remove_dir(self.place()).is_ok() {
+            if std::fs::remove_dir(self.place()).is_ok() || !self.place().exists() {
                 return;
             }
             std::thread::sleep(Duration::from_millis(5));
@@ -130,24 +140,9 @@ impl Person {
         Ok(self.attempt("listen", at, None)?.map(drop)?)
     }
 
-    /// Listens, and greets everybody for good.
-    pub(crate) fn dismisses(&mut self, at: SocketAddr) -> Outcome {
-        Ok(self.attempt("dismiss", at, None)?.map(drop)?)
-    }
-
     /// Connects twice from one port, to a server that ends each stream first.
     pub(crate) fn comes_back(&mut self, to: SocketAddr) -> Outcome<Attempt> {
         self.attempt("twice", to, None)
-    }
-
-    /// Connects from a port, also where the rest of a stream is in the way, and waits for the greeting.
-    pub(crate) fn greeted_from(&mut self, to: SocketAddr, from: SocketAddr) -> Outcome<Attempt> {
-        self.attempt(&format!("greeted:{}", from.port()), to, Some(from.ip()))
-    }
-
-    /// Sends a datagram to itself with the address `to` as its source, and answers it: to `to`. Waits for what comes back.
-    pub(crate) fn forges_a_question_and_answers(&mut self, to: SocketAddr) -> Outcome<Attempt> {
-        self.attempt("forge", to, None)
     }
 
     /// Answers each datagram.
@@ -202,13 +197,9 @@ fn a_person_does_as_it_is_told() -> Outcome {
             }),
             "ask" => ask(at, from),
             "twice" => twice(at),
-            "forge" => forge(at),
-            _ if what.starts_with("greeted:") => {
-                greeted(at, from.zip(what.trim_start_matches("greeted:").parse().ok()).map(SocketAddr::from))
-            }
-            "listen" => listen(at, true),
-            "dismiss" => listen(at, false),
-            _ => echo(at),
+            "listen" => listen(at),
+            "echo" => echo(at),
+            _ => odd::act(what, at, from),
         };
         match came {
             Ok(local) => println!("{ANSWER}ok {local}"),
@@ -261,65 +252,16 @@ fn twice(to: SocketAddr) -> std::io::Result<IpAddr> {
     Ok(from.ip())
 }
 
-fn listen(at: SocketAddr, holds: bool) -> std::io::Result<IpAddr> {
+fn listen(at: SocketAddr) -> std::io::Result<IpAddr> {
     let listener = TcpListener::bind(at)?;
-    let greet = move || {
+    std::thread::spawn(move || {
         let mut held = Vec::new();
         for mut stream in listener.incoming().flatten() {
             let _gone = stream.write_all(b"hello");
-            if holds {
-                held.push(stream);
-            }
+            held.push(stream);
         }
-    };
-    std::thread::spawn(greet);
+    });
     Ok(at.ip())
-}
-
-/// Connects from `from` and reads the greeting to its end.
-fn greeted(to: SocketAddr, from: Option<SocketAddr>) -> std::io::Result<IpAddr> {
-    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
-    socket.set_reuse_address(true)?;
-    if let Some(from) = from {
-        socket.bind(&from.into())?;
-    }
-    socket.connect_timeout(&to.into(), 2 * SILENCE)?;
-    socket.set_read_timeout(Some(2 * SILENCE))?;
-    let mut stream = std::net::TcpStream::from(socket);
-    let mut text = String::new();
-    let _length = stream.read_to_string(&mut text)?;
-    if text == "hello" {
-        Ok(stream.local_addr()?.ip())
-    } else {
-        Err(std::io::Error::other(format!("greeted with {text:?}")))
-    }
-}
-
-/// See [`Person::forges_a_question_and_answers`].
-fn forge(to: SocketAddr) -> std::io::Result<IpAddr> {
-    let own = UdpSocket::bind((to.ip(), 0))?;
-    own.set_read_timeout(Some(SILENCE))?;
-    // The same port at another address of loopback, and the address of the other in a control message (ip(7)).
-    let sender = Socket::from(UdpSocket::bind((std::net::Ipv4Addr::new(127, 0, 0, 2), to.port()))?);
-    let IpAddr::V4(source) = to.ip() else {
-        return Err(std::io::ErrorKind::Unsupported.into());
-    };
-    let info = [[0u8; 4], source.octets(), [0; 4]].concat();
-    let length: usize = 16 + info.len();
-    let mut control = length.to_ne_bytes().to_vec();
-    control.extend(libc::IPPROTO_IP.to_ne_bytes());
-    control.extend(libc::IP_PKTINFO.to_ne_bytes());
-    control.extend(info);
-    control.resize(control.len().next_multiple_of(8), 0);
-    let (target, question) = (SockAddr::from(own.local_addr()?), [std::io::IoSlice::new(b"question")]);
-    sender.sendmsg(&MsgHdr::new().with_addr(&target).with_buffers(&question).with_control(&control), 0)?;
-    let (_, asked_by) = own.recv_from(&mut [0; 16])?;
-    assert_eq!(asked_by, to, "the question is not forged");
-    own.send_to(b"answer", to)?;
-    let mut buffer = [0; 16];
-    let (length, _) = own.recv_from(&mut buffer)?;
-    assert_eq!(&buffer[..length], b"answer");
-    Ok(to.ip())
 }
 
 fn echo(at: SocketAddr) -> std::io::Result<IpAddr> {

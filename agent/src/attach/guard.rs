@@ -1,0 +1,396 @@
+//! The guard of loopback: a component that is a unit or a cgroup is reached there by itself alone. The kernel asks two programs at each claimed
+//! cgroup, at the very socket that would receive, however it was found: nothing before that knows for certain who it is (the rest of an older
+//! stream, a Multipath TCP subflow, a socket that is bound to an interface or shares its port).
+//!
+//! A packet that came by loopback carries the mark of the component whose socket sent it, which the base table sees to
+//! ([`super::claim_table`]). It is heard
+//!
+//! - by a listener, or a UDP socket that is bound to nobody, if the mark is that of the deepest claimed cgroup which the socket is in;
+//! - by a UDP socket, if it comes from a port that this very socket has asked something on loopback ([`Guard`]'s second program takes note of
+//!   that), or from the peer that it connected to;
+//! - by a TCP socket that is no listener in any case: who began was heard before, or it was itself.
+//!
+//! Programs and maps are pinned ([`PLACE`]) and survive the agent: with it away, who was guarded stays guarded. A cgroup whose entry is taken
+//! from the map `homes` is nobody's again, and everybody is heard there, though the programs are attached until it goes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
+
+use crate::sys::bpf::asm::Helper::{AncestorCgroup, FullSocket, LoadBytes, MapLookup, MapUpdate, SocketCookie};
+use crate::sys::bpf::asm::Register::{Fp, R0, R1, R2, R3, R4, R6, R7, R8, R9};
+use crate::sys::bpf::asm::Size::{Byte, Double, Half, Word};
+use crate::sys::bpf::asm::{Code, Label, Register};
+use crate::sys::bpf::{Hook, Map, Program};
+
+/// Where the programs of an agent are pinned; each state of them has a directory of its own there.
+pub const PLACE: &str = "/sys/fs/bpf/cloison";
+
+/// The state of programs and maps: another number for whatever changes in them, so that an agent of another version never takes these for its own.
+const VERSION: &str = "guard-1";
+
+/// Most cgroups that are guarded at a time.
+const MAX_HOMES: u32 = 4_096;
+
+/// How many questions by UDP, of all guarded components together, are remembered.
+const MAX_ASKED: u32 = 16_384;
+
+/// How deep a claimed cgroup may be below the root of all, that of the machine that this host is a container of.
+const MAX_LEVELS: i32 = 32;
+
+/// Offsets in `struct __sk_buff` (linux/bpf.h), in bytes.
+const PACKET_TYPE: i16 = 4;
+const PACKET_MARK: i16 = 8;
+const PACKET_INTERFACE: i16 = 40;
+const PACKET_SOCKET: i16 = 168;
+
+/// Offsets in `struct bpf_sock`.
+const SOCKET_PROTOCOL: i16 = 12;
+const SOCKET_PEER_PORT: i16 = 48;
+const SOCKET_STATE: i16 = 72;
+
+/// The index of `lo` in every namespace (`LOOPBACK_IFINDEX`).
+const LOOPBACK: i32 = 1;
+
+/// What is sent to a group comes back by the interface that it left by (`PACKET_LOOPBACK`, linux/if_packet.h).
+const CAME_BACK: i32 = 5;
+
+/// `TCP_LISTEN` (linux/tcp.h).
+const LISTEN: i32 = 10;
+
+/// Protocol numbers.
+const TCP: i32 = 6;
+const UDP: i32 = 17;
+const UDP_LITE: i32 = 136;
+const ICMP: i32 = 1;
+const ICMPV6: i32 = 58;
+
+/// Offsets of the ports in the header of a datagram (RFC 768).
+const SOURCE_PORT: i32 = 0;
+const DESTINATION_PORT: i32 = 2;
+
+/// Where on the stack a key of a map is: eight bytes.
+const KEY: i16 = -8;
+
+/// Where a value is, or a part of a packet.
+const VALUE: i16 = -16;
+
+/// What the kernel is told.
+const REFUSED: i32 = 0;
+const PASSES: i32 = 1;
+
+/// The programs, and who is guarded by them.
+#[derive(Debug)]
+pub struct Guard {
+    /// At each guarded cgroup, when something is about to be received.
+    hears: Program,
+    /// When something was sent.
+    asks: Program,
+    /// The mark of each guarded cgroup, by its id.
+    homes: Map,
+    /// Whose mark is in `homes`.
+    known: BTreeSet<u64>,
+    /// Of which cgroups it is known that programs are attached, with their marks.
+    closed: BTreeMap<u64, u32>,
+}
+
+/// Why loopback cannot be guarded.
+#[derive(Debug, thiserror::Error)]
+#[error("{what} {}: {error}", .place.display())]
+pub struct GuardError {
+    what: &'static str,
+    place: PathBuf,
+    #[source]
+    error: io::Error,
+}
+
+impl Guard {
+    /// Takes up what an agent before has left at `place`, or loads the programs and pins them there. Who was guarded stays guarded until
+    /// [`Guard::keep`].
+    ///
+    /// # Errors
+    /// [`GuardError`]: the kernel does not take the programs, or `place` cannot hold them.
+    pub fn open(place: &Path) -> Result<Self, GuardError> {
+        let place = place.join(VERSION);
+        let fails = |what| {
+            let place = place.clone();
+            move |error| GuardError { what, place, error }
+        };
+        std::fs::create_dir_all(&place).map_err(fails("cannot make the directory"))?;
+        // A program knows the maps that it was loaded with: from the first that is not there any more, all are made anew.
+        let mut anew = false;
+        let homes = pinned(&mut anew, &place.join("homes"), Map::pinned, Map::pin, || {
+            Map::create("cloison_homes", MAX_HOMES)
+        });
+        let homes = homes.map_err(fails("cannot keep a map in"))?;
+        let asked = pinned(&mut anew, &place.join("asked"), Map::pinned, Map::pin, || {
+            Map::create_forgetful("cloison_asked", MAX_ASKED)
+        });
+        let asked = asked.map_err(fails("cannot keep a map in"))?;
+        let mut program = |name: &str, hook, code: &Code| {
+            let found = |path: &Path| Program::pinned(path, hook);
+            let made = || Program::load(&format!("cloison_{name}"), hook, code);
+            pinned(&mut anew, &place.join(name), found, Program::pin, made).map_err(fails("cannot keep a program in"))
+        };
+        let written = (hearing(&homes, &asked), asking(&asked));
+        let (hearing, asking) = (written.0.map_err(fails("no program for"))?, written.1.map_err(fails("no program for"))?);
+        let known = homes.keys().map_err(fails("cannot read a map in"))?.into_iter().collect();
+        Ok(Self {
+            hears: program("hears", Hook::Received, &hearing)?,
+            asks: program("asks", Hook::Sent, &asking)?,
+            homes,
+            known,
+            closed: BTreeMap::new(),
+        })
+    }
+
+    /// Has the cgroup of this id, which is open as `directory`, be reached on loopback by those with this mark alone.
+    ///
+    /// # Errors
+    /// The kernel's: it is not guarded then.
+    pub fn close(&mut self, id: u64, directory: BorrowedFd<'_>, mark: u32) -> io::Result<()> {
+        // First the map, so that the programs know it from their first packet on; what it sends is noted before what it hears is judged.
+        self.homes.set(id, mark)?;
+        self.known.insert(id);
+        self.asks.attach_beside_others(directory)?;
+        self.hears.attach_beside_others(directory)?;
+        self.closed.insert(id, mark);
+        Ok(())
+    }
+
+    /// Whether the cgroup of this id is guarded as the home of this mark.
+    #[must_use]
+    pub fn is_closed(&self, id: u64, mark: u32) -> bool {
+        self.closed.get(&id) == Some(&mark)
+    }
+
+    /// Opens all cgroups again but these.
+    ///
+    /// # Errors
+    /// The kernel's, after having tried all of it.
+    pub fn keep(&mut self, ids: &BTreeSet<u64>) -> io::Result<()> {
+        self.closed.retain(|id, _| ids.contains(id));
+        let others: Vec<u64> = self.known.difference(ids).copied().collect();
+        let mut all = Ok(());
+        for id in others {
+            match self.homes.remove(id) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => all = Err(error),
+                _ => drop(self.known.remove(&id)),
+            }
+        }
+        all
+    }
+
+    /// Opens all cgroups again that an agent has left guarded. Its programs stay where they are, for one that guards them again.
+    ///
+    /// # Errors
+    /// [`GuardError`].
+    pub fn release(place: &Path) -> Result<Option<Self>, GuardError> {
+        let own = place.join(VERSION);
+        if !own.join("homes").exists() {
+            return Ok(None);
+        }
+        let mut guard = Self::open(place)?;
+        let opened = guard.keep(&BTreeSet::new());
+        opened.map(|()| Some(guard)).map_err(|error| GuardError {
+            what: "cannot empty a map in",
+            place: own,
+            error,
+        })
+    }
+
+    /// The same, and takes the programs away, as far as they are attached to these cgroups.
+    ///
+    /// # Errors
+    /// [`GuardError`].
+    pub fn end<'a>(place: &Path, cgroups: impl IntoIterator<Item = BorrowedFd<'a>>) -> Result<(), GuardError> {
+        let Some(guard) = Self::release(place)? else { return Ok(()) };
+        for cgroup in cgroups {
+            // Those that are left somewhere let everything pass.
+            let _not_there = (guard.hears.detach(cgroup), guard.asks.detach(cgroup));
+        }
+        let own = place.join(VERSION);
+        std::fs::remove_dir_all(&own).map_err(|error| GuardError {
+            what: "cannot take away",
+            place: own,
+            error,
+        })
+    }
+}
+
+/// What is pinned there, unless something before it is made `anew`; otherwise it is made, and pinned.
+fn pinned<T>(
+    anew: &mut bool,
+    path: &Path,
+    find: impl Fn(&Path) -> io::Result<T>,
+    pin: impl Fn(&T, &Path) -> io::Result<()>,
+    make: impl Fn() -> io::Result<T>,
+) -> io::Result<T> {
+    let found = if *anew { Err(io::ErrorKind::NotFound.into()) } else { find(path) };
+    match found {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        known => return known,
+    }
+    *anew = true;
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let made = make()?;
+    pin(&made, path)?;
+    Ok(made)
+}
+
+/// Whether what is about to be received may be.
+fn hearing(homes: &Map, asked: &Map) -> io::Result<Code> {
+    let mut code = Code::default();
+    let [local, stream, datagram, judge, found, answer, refused, passes] = std::array::from_fn(|_| code.label());
+    code.copy(R6, R1);
+    code.load(Word, R2, R6, PACKET_INTERFACE);
+    code.jump_if(R2, LOOPBACK, local);
+    code.load(Word, R2, R6, PACKET_TYPE);
+    code.jump_unless(R2, CAME_BACK, passes);
+    code.here(local);
+    find_socket(&mut code, refused);
+    code.jump_if(R8, TCP, stream);
+    code.jump_if(R8, UDP, datagram);
+    code.jump_if(R8, UDP_LITE, datagram);
+    code.jump_if(R8, ICMP, passes);
+    code.jump_if(R8, ICMPV6, passes);
+    code.jump(judge);
+    code.here(stream);
+    code.load(Word, R2, R7, SOCKET_STATE);
+    code.jump_unless(R2, LISTEN, passes);
+    code.jump(judge);
+    code.here(datagram);
+    code.load(Half, R2, R7, SOCKET_PEER_PORT);
+    code.jump_unless(R2, 0, passes);
+    code.here(judge);
+    // The deepest cgroup that is somebody's home.
+    for level in (1..=MAX_LEVELS).rev() {
+        let next = code.label();
+        code.copy(R1, R6);
+        code.set(R2, level);
+        code.call(AncestorCgroup);
+        code.jump_if(R0, 0, next);
+        code.store(Double, Fp, KEY, R0);
+        look_up(&mut code, homes)?;
+        code.jump_unless(R0, 0, found);
+        code.here(next);
+    }
+    code.jump(passes);
+    code.here(found);
+    code.load(Word, R9, R0, 0);
+    code.load(Word, R2, R6, PACKET_MARK);
+    code.jump_if_same(R2, R9, passes);
+    code.jump_if(R8, UDP, answer);
+    code.jump_if(R8, UDP_LITE, answer);
+    code.jump(refused);
+    code.here(answer);
+    find_talk(&mut code, SOURCE_PORT, refused);
+    look_up(&mut code, asked)?;
+    code.jump_if(R0, 0, refused);
+    code.here(passes);
+    code.set(R0, PASSES);
+    code.exit();
+    code.here(refused);
+    code.set(R0, REFUSED);
+    code.exit();
+    Ok(code)
+}
+
+/// Takes note of what was asked on loopback by a UDP socket that is bound to nobody. It refuses nothing.
+fn asking(asked: &Map) -> io::Result<Code> {
+    let mut code = Code::default();
+    let [datagram, passes] = std::array::from_fn(|_| code.label());
+    code.copy(R6, R1);
+    code.load(Word, R2, R6, PACKET_INTERFACE);
+    code.jump_unless(R2, LOOPBACK, passes);
+    find_socket(&mut code, passes);
+    code.jump_if(R8, UDP, datagram);
+    code.jump_unless(R8, UDP_LITE, passes);
+    code.here(datagram);
+    code.load(Half, R2, R7, SOCKET_PEER_PORT);
+    code.jump_unless(R2, 0, passes);
+    find_talk(&mut code, DESTINATION_PORT, passes);
+    code.set(R1, 1);
+    code.store(Word, Fp, VALUE, R1);
+    code.set_map(R1, asked)?;
+    point_to(&mut code, R2, KEY);
+    point_to(&mut code, R3, VALUE);
+    code.set(R4, 0);
+    code.call(MapUpdate);
+    code.here(passes);
+    code.set(R0, PASSES);
+    code.exit();
+    Ok(code)
+}
+
+/// `R7` = the socket that the packet is sent by or for, `R8` = its protocol.
+fn find_socket(code: &mut Code, none: Label) {
+    code.load(Double, R1, R6, PACKET_SOCKET);
+    code.jump_if(R1, 0, none);
+    code.call(FullSocket);
+    code.jump_if(R0, 0, none);
+    code.copy(R7, R0);
+    code.load(Word, R8, R7, SOCKET_PROTOCOL);
+}
+
+/// Key = the socket's number, and one of the ports of its packet, which begins at the IP header (RFC 791 section 3.1, RFC 8200 section 3). The
+/// addresses say nothing: whoever has a port of one local address may write any other on what it sends.
+fn find_talk(code: &mut Code, port: i32, none: Label) {
+    let [version_4, ports] = std::array::from_fn(|_| code.label());
+    load_bytes(code, 0, 1, none);
+    code.load(Byte, R2, Fp, VALUE);
+    code.copy(R3, R2);
+    code.shift_right(R3, 4);
+    code.jump_if(R3, 4, version_4);
+    load_bytes(code, 6, 1, none);
+    code.load(Byte, R3, Fp, VALUE);
+    code.set(R2, 40);
+    code.jump_if(R3, UDP, ports);
+    code.jump_unless(R3, UDP_LITE, none);
+    code.jump(ports);
+    code.here(version_4);
+    code.and(R2, 0xf);
+    code.shift_left(R2, 2);
+    code.here(ports);
+    code.add(R2, port);
+    load_bytes_at(code, 2, none);
+    code.copy(R1, R6);
+    code.call(SocketCookie);
+    code.shift_left(R0, 16);
+    code.load(Half, R1, Fp, VALUE);
+    code.add_register(R0, R1);
+    code.store(Double, Fp, KEY, R0);
+}
+
+/// Loads so many bytes of the packet, from `offset` on, into the place of the value.
+fn load_bytes(code: &mut Code, offset: i32, length: i32, none: Label) {
+    code.set(R2, offset);
+    load_bytes_at(code, length, none);
+}
+
+/// The same, from R2 on.
+fn load_bytes_at(code: &mut Code, length: i32, none: Label) {
+    code.copy(R1, R6);
+    point_to(code, R3, VALUE);
+    code.set(R4, length);
+    code.call(LoadBytes);
+    code.jump_unless(R0, 0, none);
+}
+
+/// `R0` = what the map says of the key, or null.
+fn look_up(code: &mut Code, map: &Map) -> io::Result<()> {
+    code.set_map(R1, map)?;
+    point_to(code, R2, KEY);
+    code.call(MapLookup);
+    Ok(())
+}
+
+/// A pointer to a place on the stack.
+fn point_to(code: &mut Code, to: Register, place: i16) {
+    code.copy(to, Fp);
+    code.add(to, place.into());
+}

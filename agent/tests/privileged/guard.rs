@@ -1,0 +1,304 @@
+//! The guard of loopback: who is reached there, and by whom, against whatever else finds a way to a socket. Each attack is also made where
+//! nobody is guarded, and has to come through there.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+
+use cloison_agent::dataplane::Enforcement;
+use cloison_agent::sys::netns::NetNs;
+
+use crate::claims::{at, shared_host};
+use crate::mesh::{Component, Host, Mesh};
+use crate::person::{Group, Person};
+use crate::{Outcome, fresh, inside, ip, run};
+
+const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+/// Where programs are pinned: a file system of a test's own, that goes with it.
+struct Programs(tempfile::TempDir);
+
+impl Programs {
+    fn new() -> Outcome<Self> {
+        let place = tempfile::tempdir()?;
+        run("mount", &format!("-t bpf bpf {}", place.path().display()))?;
+        Ok(Self(place))
+    }
+
+    fn place(&self) -> PathBuf {
+        self.0.path().join("cloison")
+    }
+
+    /// A host of its own, with another address (192.0.2.9) on an interface that leads nowhere.
+    fn host(&self, is_guarded: bool) -> Outcome<Host> {
+        let ns = fresh()?;
+        ip(&ns, "link add wire0 type veth peer name wire1")?;
+        ip(&ns, "addr add 192.0.2.9/24 dev wire0")?;
+        ip(&ns, "link set wire0 up")?;
+        ip(&ns, "link set wire1 up")?;
+        Host::guarded(ns, is_guarded, &self.place())
+    }
+}
+
+impl Drop for Programs {
+    fn drop(&mut self) {
+        let _gone = run("umount", &self.0.path().display().to_string());
+    }
+}
+
+/// `n8n` is a cgroup, the rest of the host a component, too.
+fn mesh(n8n: &Group) -> Mesh {
+    shared_host(&n8n.attachment(), "user:2002", "host")
+}
+
+/// Does the same on a host without and on one with a guard: n8n is in the cgroup, and somebody else is not.
+fn on_both(mut act: impl FnMut(&Host, bool, &mut Person, &mut Person) -> Outcome) -> Outcome {
+    let programs = Programs::new()?;
+    for is_guarded in [false, true] {
+        let group = Group::new("n8n")?;
+        let mut host = programs.host(is_guarded)?;
+        host.apply(&mesh(&group))?;
+        let (mut n8n, mut rogue) = (host.person_in(0, &group)?, host.person(2003)?);
+        act(&host, is_guarded, &mut n8n, &mut rogue)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn on_guarded_loopback_a_cgroup_is_reached_by_itself_alone() -> Outcome {
+    let (n8n_group, db_group) = (Group::new("n8n")?, Group::new("db")?);
+    let mesh = shared_host(&n8n_group.attachment(), &db_group.attachment(), "host");
+    let programs = Programs::new()?;
+    for guarded in [false, true] {
+        let mut one = programs.host(guarded)?;
+        one.apply(&mesh)?;
+        let (mut n8n, mut db) = (one.person_in(0, &n8n_group)?, one.person_in(2002, &db_group)?);
+        let (mut other, mut root) = (one.person(2003)?, one.person(0)?);
+        n8n.listens("[::]:5678".parse()?)?;
+        db.listens("[::]:5680".parse()?)?;
+        other.listens("[::]:5690".parse()?)?;
+        n8n.answers_datagrams("[::]:5678".parse()?)?;
+        other.answers_datagrams("[::]:5690".parse()?)?;
+        for local in [IpAddr::from([127, 0, 0, 1]), "::1".parse()?] {
+            let to = |port| at(local, port);
+            // Itself, and those whom nobody claims, everybody reaches as ever; what is asked is answered.
+            assert_eq!(n8n.connects(to(5678), None)?, Ok(local), "n8n itself");
+            assert_eq!(n8n.asks(to(5678), None)?, Ok(local), "n8n itself, by datagram");
+            assert_eq!(db.connects(to(5680), None)?, Ok(local), "the database itself");
+            for person in [&mut n8n, &mut db, &mut root] {
+                assert_eq!(person.connects(to(5690), None)?, Ok(local), "who is nobody's");
+                assert_eq!(person.asks(to(5690), None)?, Ok(local), "who is nobody's, by datagram");
+            }
+            for (who, reached) in [
+                ("the database, n8n", db.connects(to(5678), None)?),
+                ("the rest, n8n", other.connects(to(5678), None)?),
+                ("root, n8n", root.connects(to(5678), None)?),
+                ("the rest, n8n by datagram", other.asks(to(5678), None)?),
+                ("n8n, the database", n8n.connects(to(5680), None)?),
+                ("root, the database", root.connects(to(5680), None)?),
+            ] {
+                assert_eq!(reached.is_err(), guarded, "{who}: {reached:?}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn the_rest_of_an_older_stream_leads_to_no_listener() -> Outcome {
+    on_both(|host, is_guarded, n8n, rogue| {
+        // Words in the first segment are taken by all listeners, from everybody.
+        inside(&host.ns, || run("sysctl", "-qw net.ipv4.tcp_fastopen=1543"))?;
+        for (how, port) in [("plain", 5678), ("mptcp", 5679)] {
+            let server = at(LOCAL, port);
+            n8n.dismisses(how, server)?;
+            for (hurry, own) in [(false, 40_123), (true, 40_124)] {
+                let own = at(LOCAL, own);
+                assert_eq!(n8n.greeted_from(server, own)?, Ok(LOCAL), "{how}: n8n itself");
+                let before = n8n.taken()?;
+                let greeted = if hurry {
+                    rogue.hurries_from(server, own)?
+                } else {
+                    rogue.greeted_from(server, own)?
+                };
+                assert_eq!(greeted.is_err(), is_guarded, "{how}, {hurry}: {greeted:?}");
+                assert_eq!(n8n.taken()? == before, is_guarded, "{how}, {hurry}: a stream was taken");
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_listener_that_keeps_no_state_hears_its_own_alone() -> Outcome {
+    on_both(|host, is_guarded, n8n, rogue| {
+        // Cookies for each SYN (RFC 4987 section 3.6): the listener gets no more than the last segment of a handshake.
+        inside(&host.ns, || run("sysctl", "-qw net.ipv4.tcp_syncookies=2"))?;
+        for how in ["plain", "mptcp"] {
+            let server = at(LOCAL, if how == "plain" { 5678 } else { 5679 });
+            n8n.dismisses(how, server)?;
+            assert_eq!(n8n.greeted_from(server, at(LOCAL, 0))?, Ok(LOCAL), "{how}: n8n itself");
+            let greeted = rogue.greeted_from(server, at(LOCAL, 0))?;
+            assert_eq!(greeted.is_err(), is_guarded, "{how}: {greeted:?}");
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_datagram_gets_to_no_socket_by_an_interface_a_shared_port_a_group_or_another_protocol() -> Outcome {
+    on_both(|_, is_guarded, n8n, rogue| {
+        let (other, group): (IpAddr, IpAddr) = ([192, 0, 2, 9].into(), [239, 1, 1, 1].into());
+        let any = IpAddr::from([0; 4]);
+        for (server, bound_to, asks, to, port) in [
+            ("plain", any, "plain", LOCAL, 6001),
+            ("plain", any, "plain", other, 6002),
+            ("lite", any, "lite", LOCAL, 6003),
+            ("bound:wire0", any, "bound:wire0", other, 6004),
+            ("shared", any, "shadowed:bound:wire0", other, 6005),
+            ("joined:192.0.2.9", group, "bound:wire0", group, 6006),
+        ] {
+            n8n.answers_by(server, at(bound_to, port))?;
+            let own = asks.trim_start_matches("shadowed:");
+            let itself = n8n.asks_by(own, at(to, port), None)?;
+            assert!(itself.is_ok(), "{server} by {own}: n8n itself: {itself:?}");
+            let answered = rogue.asks_by(asks, at(to, port), None)?;
+            assert_eq!(answered.is_err(), is_guarded, "{server} by {asks}: {answered:?}");
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_datagram_is_an_answer_only_to_the_socket_that_asked() -> Outcome {
+    on_both(|host, is_guarded, n8n, rogue| {
+        let mut root = host.person(0)?;
+        // Whom n8n asks answers, whatever the socket.
+        for local in [LOCAL, "::1".parse()?] {
+            for (how, port) in [("plain", 5300), ("lite", 5301)] {
+                rogue.answers_by(how, at(local, port))?;
+                assert_eq!(n8n.asks_by(how, at(local, port), None)?, Ok(local), "{how}");
+            }
+        }
+        // But it is none of n8n's other sockets' business: they are not reached from the port that was asked, nor from that of a name server.
+        let server = at(LOCAL, 5678);
+        n8n.answers_by("plain", server)?;
+        for from in ["plain@5302", "plain@53"] {
+            let answered = root.asks_by(from, server, None)?;
+            assert_eq!(answered.is_err(), is_guarded, "{from}: {answered:?}");
+        }
+        rogue.answers_by("plain", at(Ipv4Addr::new(127, 0, 0, 2).into(), 5303))?;
+        let _answer = n8n.asks_by("plain", at(Ipv4Addr::new(127, 0, 0, 2).into(), 5303), None)?;
+        let answered = rogue.asks_by("plain@5303", server, Some(LOCAL))?;
+        assert_eq!(answered.is_err(), is_guarded, "{answered:?}");
+        // A datagram that seems to answer one of n8n's, whose address the rogue wrote on the first of the two.
+        let answered = rogue.forges_a_question_and_answers(server)?;
+        assert_eq!(answered.is_err(), is_guarded, "by a forged question: {answered:?}");
+        Ok(())
+    })
+}
+
+/// Whether the rogue is greeted by n8n at port 5678, and n8n by itself.
+fn reached(n8n: &mut Person, rogue: &mut Person) -> Outcome<(bool, bool)> {
+    let server = at(LOCAL, 5678);
+    Ok((rogue.connects(server, None)?.is_ok(), n8n.connects(server, None)?.is_ok()))
+}
+
+fn open(ns: &NetNs) -> Outcome<NetNs> {
+    inside(ns, || Ok(NetNs::current()?))
+}
+
+#[test]
+fn who_is_guarded_stays_so_without_an_agent_and_with_the_next_one_until_it_is_told_otherwise() -> Outcome {
+    let programs = Programs::new()?;
+    let (group, other) = (Group::new("n8n")?, Group::new("other")?);
+    let mut host = programs.host(true)?;
+    host.apply(&mesh(&group))?;
+    let ns = open(&host.ns)?;
+    let (mut n8n, mut rogue) = (host.person_in(0, &group)?, host.person(2003)?);
+    n8n.listens(at(LOCAL, 5678))?;
+    assert_eq!(reached(&mut n8n, &mut rogue)?, (false, true));
+    for round in 0..70 {
+        // One after the other, as often as there is no room for programs that pile up (64).
+        drop(host);
+        if round == 0 {
+            // Also without the base table: what the programs know is theirs, and the marks are the sockets'.
+            inside(&ns, || run("nft", "delete table inet cloison_test"))?;
+            assert_eq!(reached(&mut n8n, &mut rogue)?, (false, true), "without an agent");
+        }
+        host = Host::guarded(open(&ns)?, true, &programs.place())?;
+        host.apply(&mesh(&group))?;
+    }
+    assert_eq!(reached(&mut n8n, &mut rogue)?, (false, true), "with the next agent");
+    // It is another component now, and still reaches itself.
+    let mut renamed = mesh(&group);
+    let n8n_at = renamed.address("n8n")?;
+    renamed.components.insert(
+        0,
+        Component {
+            name: "a",
+            host: 1,
+            attachment: other.attachment(),
+        },
+    );
+    assert_ne!(renamed.address("n8n")?, n8n_at, "its address is to change, and its mark");
+    host.apply(&renamed)?;
+    assert_eq!(reached(&mut n8n, &mut rogue)?, (false, true), "as another component");
+    // It is nobody's.
+    host.apply(&mesh(&other))?;
+    assert_eq!(reached(&mut n8n, &mut rogue)?, (true, true), "as no component");
+    host.apply(&mesh(&group))?;
+    assert_eq!(reached(&mut n8n, &mut rogue)?, (false, true), "as a component again");
+    // Nobody is to be guarded.
+    drop(host);
+    let mut host = Host::guarded(open(&ns)?, false, &programs.place())?;
+    host.apply(&mesh(&group))?;
+    assert_eq!(reached(&mut n8n, &mut rogue)?, (true, true), "unguarded");
+    drop(host);
+    let mut host = Host::guarded(open(&ns)?, true, &programs.place())?;
+    host.apply(&mesh(&group))?;
+    assert_eq!(reached(&mut n8n, &mut rogue)?, (false, true), "guarded again");
+    Ok(())
+}
+
+#[test]
+fn a_claim_inside_of_another_is_reached_by_itself_alone() -> Outcome {
+    let programs = Programs::new()?;
+    let outer = Group::new("outer")?;
+    let inner = outer.below("inner")?;
+    let mut host = programs.host(true)?;
+    host.apply(&shared_host(&outer.attachment(), &inner.attachment(), "host"))?;
+    let (mut within, mut around, mut rogue) = (host.person_in(0, &inner)?, host.person_in(0, &outer)?, host.person(2003)?);
+    for (server, port) in [(&mut within, 5678), (&mut around, 5679)] {
+        server.listens(at(LOCAL, port))?;
+        server.answers_datagrams(at(LOCAL, port))?;
+    }
+    for (who, reaches) in [
+        (&mut within, [true, false]),
+        (&mut around, [false, true]),
+        (&mut rogue, [false, false]),
+    ] {
+        for (port, reached) in [5678, 5679].into_iter().zip(reaches) {
+            assert_eq!(who.connects(at(LOCAL, port), None)?.is_ok(), reached, "{port}");
+            assert_eq!(who.asks(at(LOCAL, port), None)?.is_ok(), reached, "{port}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn who_cannot_be_guarded_is_not_enforced_and_says_why() -> Outcome {
+    let group = Group::new("n8n")?;
+    let nowhere = tempfile::tempdir()?;
+    let mut host = Host::guarded(fresh()?, true, nowhere.path())?;
+    host.apply(&mesh(&group))?;
+    let Some(Enforcement::Unenforced(why)) = host.dataplane.report().get("n8n").cloned() else {
+        return Err("enforced without a guard".into());
+    };
+    assert!(why.contains("loopback cannot be guarded") && why.contains(&nowhere.path().display().to_string()), "{why}");
+    // As soon as there is a place for it, it is.
+    run("mount", &format!("-t bpf bpf {}", nowhere.path().display()))?;
+    host.dataplane.check();
+    run("umount", &nowhere.path().display().to_string())?;
+    assert!(matches!(host.dataplane.report().get("n8n"), Some(Enforcement::Bound(_))));
+    Ok(())
+}

@@ -1,0 +1,202 @@
+//! What a person does on request that few programs do: sockets that the kernel finds by other ways than the usual.
+
+use std::io::{IoSlice, Read as _, Write as _};
+use std::mem::MaybeUninit;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use socket2::{Domain, MsgHdr, Protocol, SockAddr, Socket, Type};
+
+use super::{Attempt, Person};
+use crate::Outcome;
+use crate::claims::SILENCE;
+
+/// How many streams this process has taken.
+static TAKEN: AtomicU32 = AtomicU32::new(0);
+
+/// IPPROTO_MPTCP (RFC 8684 as Linux has it) and IPPROTO_UDPLITE (RFC 3828).
+const MPTCP: i32 = 262;
+const UDP_LITE: i32 = 136;
+
+impl Person {
+    /// Listens, and greets everybody for good; by `plain` TCP or `mptcp`.
+    pub(crate) fn dismisses(&mut self, how: &str, at: SocketAddr) -> Outcome {
+        Ok(self.attempt(&format!("dismiss:{how}"), at, None)?.map(drop)?)
+    }
+
+    /// How many streams it has taken.
+    pub(crate) fn taken(&mut self) -> Outcome<u32> {
+        let answer = self.attempt("taken", ([0; 4], 0).into(), None)?;
+        match answer? {
+            IpAddr::V4(number) => Ok(number.into()),
+            IpAddr::V6(_) => Err("no number".into()),
+        }
+    }
+
+    /// Connects from a port, also where the rest of a stream is in the way, and waits for the greeting.
+    pub(crate) fn greeted_from(&mut self, to: SocketAddr, from: SocketAddr) -> Outcome<Attempt> {
+        self.attempt(&format!("greeted:{}", from.port()), to, Some(from.ip()))
+    }
+
+    /// The same, with a word in the very first segment (RFC 7413), for which no answer is waited for.
+    pub(crate) fn hurries_from(&mut self, to: SocketAddr, from: SocketAddr) -> Outcome<Attempt> {
+        self.attempt(&format!("hurry:{}", from.port()), to, Some(from.ip()))
+    }
+
+    /// Answers each datagram: by a `plain` socket, a `lite` one, one that is `shared`, `bound:INTERFACE` or in a group, `joined:ADDRESS` of the interface.
+    pub(crate) fn answers_by(&mut self, how: &str, at: SocketAddr) -> Outcome {
+        Ok(self.attempt(&format!("answer:{how}"), at, None)?.map(drop)?)
+    }
+
+    /// Sends a datagram by a socket of this kind, at a port if one is said (`KIND@PORT`), which connects to nobody, and waits for its echo. Before
+    /// it, `shadowed:` says that another one of its own shares the port that is asked, on `lo`.
+    pub(crate) fn asks_by(&mut self, how: &str, to: SocketAddr, from: Option<IpAddr>) -> Outcome<Attempt> {
+        self.attempt(&format!("ask:{how}"), to, from)
+    }
+
+    /// Sends a datagram to itself with the address `to` as its source, and answers it: to `to`. Waits for what comes back.
+    pub(crate) fn forges_a_question_and_answers(&mut self, to: SocketAddr) -> Outcome<Attempt> {
+        self.attempt("forge", to, None)
+    }
+}
+
+/// Does `what`, if it is one of these.
+pub(super) fn act(what: &str, at: SocketAddr, from: Option<IpAddr>) -> std::io::Result<IpAddr> {
+    let (what, how) = what.split_once(':').unwrap_or((what, ""));
+    let port = || from.zip(how.parse().ok()).map(SocketAddr::from);
+    match what {
+        "dismiss" => dismiss(at, how == "mptcp"),
+        "taken" => Ok(Ipv4Addr::from(TAKEN.load(Ordering::Acquire)).into()),
+        "greeted" => greeted(at, port(), false),
+        "hurry" => greeted(at, port(), true),
+        "answer" => echo(at, how),
+        "ask" => ask(at, from, how),
+        "forge" => forge(at),
+        _ => Err(std::io::Error::other(format!("what is `{what}`?"))),
+    }
+}
+
+fn dismiss(at: SocketAddr, by_mptcp: bool) -> std::io::Result<IpAddr> {
+    let socket = Socket::new(Domain::for_address(at), Type::STREAM, by_mptcp.then(|| Protocol::from(MPTCP)))?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&at.into())?;
+    socket.listen(16)?;
+    let listener = TcpListener::from(socket);
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            TAKEN.fetch_add(1, Ordering::AcqRel);
+            let _gone = stream.write_all(b"hello");
+        }
+    });
+    Ok(at.ip())
+}
+
+/// Connects from `from` and reads the greeting to its end.
+fn greeted(to: SocketAddr, from: Option<SocketAddr>, in_a_hurry: bool) -> std::io::Result<IpAddr> {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    if let Some(from) = from {
+        socket.bind(&from.into())?;
+    }
+    if in_a_hurry {
+        socket.set_write_timeout(Some(2 * SILENCE))?;
+        socket.send_to_with_flags(b"word", &to.into(), libc::MSG_FASTOPEN)?;
+    } else {
+        socket.connect_timeout(&to.into(), 2 * SILENCE)?;
+    }
+    socket.set_read_timeout(Some(2 * SILENCE))?;
+    let mut stream = TcpStream::from(socket);
+    let mut text = [0; 5];
+    stream.read_exact(&mut text)?;
+    if &text == b"hello" {
+        Ok(stream.local_addr()?.ip())
+    } else {
+        Err(std::io::Error::other(format!("greeted with {text:?}")))
+    }
+}
+
+/// A socket for datagrams, of this kind.
+fn datagrams(how: &str, at: SocketAddr) -> std::io::Result<Socket> {
+    let (how, interface) = how.split_once(':').unwrap_or((how, ""));
+    let socket = Socket::new(
+        Domain::for_address(at),
+        Type::DGRAM,
+        (how == "lite").then(|| Protocol::from(UDP_LITE)),
+    )?;
+    socket.set_reuse_address(how == "shared")?;
+    match how {
+        "bound" => socket.bind_device(Some(interface.as_bytes()))?,
+        "shared" if !interface.is_empty() => socket.bind_device(Some(interface.as_bytes()))?,
+        _ => {}
+    }
+    socket.bind(&at.into())?;
+    if let ("joined", IpAddr::V4(group), Ok(interface)) = (how, at.ip(), interface.parse()) {
+        socket.join_multicast_v4(&group, &interface)?;
+    }
+    Ok(socket)
+}
+
+fn ask(to: SocketAddr, from: Option<IpAddr>, how: &str) -> std::io::Result<IpAddr> {
+    // Another socket that the kernel may take for the one that is asked.
+    let shadow = how.strip_prefix("shadowed:");
+    let _shadow = shadow
+        .map(|_| datagrams("shared:lo", SocketAddr::from(([0; 4], to.port()))))
+        .transpose()?;
+    let how = shadow.unwrap_or(how);
+    let any = if to.is_ipv4() {
+        IpAddr::from([0; 4])
+    } else {
+        IpAddr::from([0; 16])
+    };
+    let (how, port) = how.split_once('@').map_or((how, 0), |(how, port)| (how, port.parse().unwrap_or(0)));
+    let socket = datagrams(how, SocketAddr::from((from.unwrap_or(any), port)))?;
+    socket.set_read_timeout(Some(SILENCE))?;
+    socket.send_to(b"question", &to.into())?;
+    let mut buffer = [MaybeUninit::uninit(); 64];
+    let (_, answered_by) = socket.recv_from(&mut buffer)?;
+    answered_by
+        .as_socket()
+        .map(|address| address.ip())
+        .ok_or_else(|| std::io::ErrorKind::Other.into())
+}
+
+fn echo(at: SocketAddr, how: &str) -> std::io::Result<IpAddr> {
+    let socket = UdpSocket::from(datagrams(how, at)?);
+    std::thread::spawn(move || {
+        let mut buffer = [0; 64];
+        loop {
+            // An error is what became of an answer.
+            if let Ok((length, from)) = socket.recv_from(&mut buffer) {
+                let _gone = socket.send_to(&buffer[..length], from);
+            }
+        }
+    });
+    Ok(at.ip())
+}
+
+/// See [`Person::forges_a_question_and_answers`].
+fn forge(to: SocketAddr) -> std::io::Result<IpAddr> {
+    let own = UdpSocket::bind((to.ip(), 0))?;
+    own.set_read_timeout(Some(SILENCE))?;
+    // The same port at another address of loopback, and the address of the other in a control message (ip(7)).
+    let sender = Socket::from(UdpSocket::bind((Ipv4Addr::new(127, 0, 0, 2), to.port()))?);
+    let IpAddr::V4(source) = to.ip() else {
+        return Err(std::io::ErrorKind::Unsupported.into());
+    };
+    let info = [[0u8; 4], source.octets(), [0; 4]].concat();
+    let length: usize = 16 + info.len();
+    let mut control = length.to_ne_bytes().to_vec();
+    control.extend(libc::IPPROTO_IP.to_ne_bytes());
+    control.extend(libc::IP_PKTINFO.to_ne_bytes());
+    control.extend(info);
+    control.resize(control.len().next_multiple_of(8), 0);
+    let (target, question) = (SockAddr::from(own.local_addr()?), [IoSlice::new(b"question")]);
+    sender.sendmsg(&MsgHdr::new().with_addr(&target).with_buffers(&question).with_control(&control), 0)?;
+    let (_, asked_by) = own.recv_from(&mut [0; 16])?;
+    assert_eq!(asked_by, to, "the question is not forged");
+    own.send_to(b"answer", to)?;
+    let mut buffer = [0; 16];
+    let (length, _) = own.recv_from(&mut buffer)?;
+    assert_eq!(&buffer[..length], b"answer");
+    Ok(to.ip())
+}
