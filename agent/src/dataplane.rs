@@ -73,7 +73,7 @@ pub struct Config {
     pub accepted: Accepted,
     /// Whether a component that is a unit or a cgroup is reached on loopback by itself alone.
     pub loopback_guard: bool,
-    /// Where the programs of that guard are pinned ([`attach::guard::PLACE`]).
+    /// Where the programs of that guard are pinned ([`attach::guard::place`]).
     pub guard_place: PathBuf,
     /// Whether names are answered by DNS in each namespace with a TUN, on the runtime of who starts the data plane.
     pub resolver: bool,

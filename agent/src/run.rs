@@ -476,7 +476,7 @@ pub fn plane_config(config: &Config, nudge: Nudge) -> dataplane::Config {
         mtu: config.mtu,
         accepted: config.accepted.clone(),
         loopback_guard: config.loopback_guard,
-        guard_place: guard::PLACE.into(),
+        guard_place: guard::place(),
         resolver: config.resolver,
         nudge,
     }

@@ -56,7 +56,7 @@ const FIRST: &str = "[Service]\nType=oneshot\nEnvironmentFile=-/etc/%N.env\nExec
 const UNITS: [(&str, &str); 7] = [
     (
         "n8n.service",
-        "[Service]\nDynamicUser=yes\nExecStart=/usr/local/bin/n8n\n[Install]\nWantedBy=multi-user.target\n",
+        "[Service]\nDynamicUser=yes\nIPAccounting=yes\nExecStart=/usr/local/bin/n8n\n[Install]\nWantedBy=multi-user.target\n",
     ),
     (
         "job@.service",
@@ -271,22 +271,43 @@ impl Story {
             doctor.contains("redis also listens on tcp/0.0.0.0:6379") && doctor.contains("whoever reaches any address of this host"),
             "{doctor}"
         );
-        app.sh("mkdir -p /etc/cloison; echo 'loopback_guard = true' >>/etc/cloison/agent.toml; systemctl restart cloison-agent")?;
+        // Where its programs have no place, nobody is enforced as if they had.
+        app.sh("umount /sys/fs/bpf 2>/dev/null || true; mkdir -p /etc/cloison; echo 'loopback_guard = true' >>/etc/cloison/agent.toml")?;
+        app.ok(&["systemctl", "restart", "cloison-agent"])?;
+        self.says("redis", "/sys/fs/bpf is no file system of type bpf")?;
+        app.sh("mount -t bpf bpf /sys/fs/bpf && systemctl restart cloison-agent")?;
         self.works()?;
-        for port in [5432, 5678, 6379, 80] {
-            let said = locally(port)?;
-            ensure!(said.matches("no: ").count() == 2 && !said.contains("from"), "{port}: {said}");
-        }
-        ensure!(own(5678)? == "from 127.0.0.1", "n8n does not reach itself");
-        ensure!(own(6379)?.starts_with("no: "), "n8n reaches Redis around the mesh");
-        ensure!(self.addresses("n8n")?.contains(&self.ask("/redis")?), "and by its name it does not");
+        let is_guarded = || -> Result<()> {
+            for port in [5432, 5678, 6379, 80] {
+                let said = locally(port)?;
+                ensure!(said.matches("no: ").count() == 2 && !said.contains("from"), "{port}: {said}");
+            }
+            ensure!(own(5678)? == "from 127.0.0.1", "n8n does not reach itself");
+            ensure!(own(6379)?.starts_with("no: "), "n8n reaches Redis around the mesh");
+            ensure!(self.addresses("n8n")?.contains(&self.ask("/redis")?), "and by its name it does not");
+            Ok(())
+        };
+        is_guarded()?;
+        // A unit that starts again is guarded again, beside systemd's own programs at its cgroup (n8n has `IPAccounting=`).
+        app.ok(&["systemctl", "restart", "n8n", "redis-server"])?;
+        self.works()?;
+        is_guarded()?;
+        // Without an agent, and with another one.
+        app.ok(&["systemctl", "stop", "cloison-agent"])?;
+        let said = locally(5678)?;
+        ensure!(said.matches("no: ").count() == 2, "without an agent: {said}");
+        app.ok(&["systemctl", "start", "cloison-agent"])?;
+        self.works()?;
+        is_guarded()?;
         let doctor = exposed()?;
         ensure!(
             doctor.contains("whoever reaches this host from elsewhere") && !doctor.contains("any address of this host"),
             "{doctor}"
         );
         app.sh("sed -i /loopback_guard/d /etc/cloison/agent.toml; systemctl restart cloison-agent")?;
-        self.works_locally()
+        self.works_locally()?;
+        ensure!(locally(6379)? == "from 127.0.0.1\nfrom ::1", "it stays guarded: {}", locally(6379)?);
+        Ok(())
     }
 
     fn renumber(&mut self) -> Result<()> {

@@ -29,7 +29,7 @@ use crate::netlink::NetlinkError;
 use crate::netlink::monitor::RulesMonitor;
 use crate::netlink::nftables::{Change, Key, Nftables, Operation, Rules};
 use crate::netlink::rule::{Route, Sender};
-use crate::sys::cgroup;
+use crate::sys::{cgroup, with_causes};
 
 mod follow;
 
@@ -83,7 +83,7 @@ pub struct Kernel {
     pub rules: RulesMonitor,
     /// Where it is tried out what holds there.
     pub trial: Trial,
-    /// Where the guard of loopback is pinned ([`super::guard::PLACE`]).
+    /// Where the guard of loopback is pinned ([`super::guard::place`]).
     pub guard: PathBuf,
 }
 
@@ -287,7 +287,7 @@ impl Claims {
             open.extend(opened);
         }
         if let Err(error) = Guard::end(guard, open.iter().map(AsFd::as_fd)) {
-            tracing::warn!(%error, "cannot take the guard of loopback away; it ends with the units that it is for");
+            tracing::warn!(error = with_causes(&error), "cannot take the guard of loopback away; it ends with the units that it is for");
         }
     }
 }
@@ -362,7 +362,7 @@ impl State {
         if !self.guard || !by_cgroup {
             self.guarded_by = None;
             if let Err(error) = Guard::release(place) {
-                tracing::warn!(%error, "cannot take the guard of loopback away; it ends with the units that it is for");
+                tracing::warn!(error = with_causes(&error), "cannot take the guard of loopback away; it ends with the units that it is for");
             }
         } else if !matches!(self.guarded_by, Some(Ok(_))) {
             self.guarded_by = Some(Guard::open(place).map_err(Arc::new));

@@ -10,7 +10,7 @@
 //!   that), or from the peer that it connected to;
 //! - by a TCP socket that is no listener in any case: who began was heard before, or it was itself.
 //!
-//! Programs and maps are pinned ([`PLACE`]) and survive the agent: with it away, who was guarded stays guarded. A cgroup whose entry is taken
+//! Programs and maps are pinned ([`place`]) and survive the agent: with it away, who was guarded stays guarded. A cgroup whose entry is taken
 //! from the map `homes` is nobody's again, and everybody is heard there, though the programs are attached until it goes.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,11 +24,12 @@ use crate::sys::bpf::asm::Size::{Byte, Double, Half, Word};
 use crate::sys::bpf::asm::{Code, Label, Register};
 use crate::sys::bpf::{Hook, Map, Program};
 
-/// Where the programs of an agent are pinned; each state of them has a directory of its own there.
-pub const PLACE: &str = "/sys/fs/bpf/cloison";
+/// Where a file system of type `bpf` is looked for: `/sys/fs/bpf`, and where our unit shows it to the agent, which sees `/sys` read-only.
+const PLACES: [&str; 2] = ["/run/cloison/bpf", "/sys/fs/bpf"];
 
-/// The state of programs and maps: another number for whatever changes in them, so that an agent of another version never takes these for its own.
-const VERSION: &str = "guard-1";
+/// The folder of programs and maps in it, with their state: another number for whatever changes in them, so that an agent of another version never
+/// takes these for its own.
+const FOLDER: &str = "cloison/guard-1";
 
 /// Most cgroups that are guarded at a time.
 const MAX_HOMES: u32 = 4_096;
@@ -97,12 +98,24 @@ pub struct Guard {
 
 /// Why loopback cannot be guarded.
 #[derive(Debug, thiserror::Error)]
-#[error("{what} {}: {error}", .place.display())]
-pub struct GuardError {
-    what: &'static str,
-    place: PathBuf,
-    #[source]
-    error: io::Error,
+pub enum GuardError {
+    /// There is nothing that programs could be pinned in.
+    #[error("{0} is no file system of type bpf: `mount -t bpf bpf /sys/fs/bpf`, and restart the agent")]
+    NoPlace(PathBuf),
+    /// The kernel refused.
+    #[error("{0} {1}")]
+    Refused(&'static str, PathBuf, #[source] io::Error),
+}
+
+/// Where programs are pinned on this host.
+#[must_use]
+pub fn place() -> PathBuf {
+    let [shown, usual] = PLACES.map(PathBuf::from);
+    if is_for_programs(&shown) { shown } else { usual }
+}
+
+fn is_for_programs(place: &Path) -> bool {
+    rustix::fs::statfs(place).is_ok_and(|found| found.f_type == libc::BPF_FS_MAGIC)
 }
 
 impl Guard {
@@ -112,10 +125,13 @@ impl Guard {
     /// # Errors
     /// [`GuardError`]: the kernel does not take the programs, or `place` cannot hold them.
     pub fn open(place: &Path) -> Result<Self, GuardError> {
-        let place = place.join(VERSION);
+        if !is_for_programs(place) {
+            return Err(GuardError::NoPlace(place.to_owned()));
+        }
+        let place = place.join(FOLDER);
         let fails = |what| {
             let place = place.clone();
-            move |error| GuardError { what, place, error }
+            move |error| GuardError::Refused(what, place, error)
         };
         std::fs::create_dir_all(&place).map_err(fails("cannot make the directory"))?;
         // A program knows the maps that it was loaded with: from the first that is not there any more, all are made anew.
@@ -187,17 +203,15 @@ impl Guard {
     /// # Errors
     /// [`GuardError`].
     pub fn release(place: &Path) -> Result<Option<Self>, GuardError> {
-        let own = place.join(VERSION);
+        let own = place.join(FOLDER);
         if !own.join("homes").exists() {
             return Ok(None);
         }
         let mut guard = Self::open(place)?;
         let opened = guard.keep(&BTreeSet::new());
-        opened.map(|()| Some(guard)).map_err(|error| GuardError {
-            what: "cannot empty a map in",
-            place: own,
-            error,
-        })
+        opened
+            .map(|()| Some(guard))
+            .map_err(|error| GuardError::Refused("cannot empty a map in", own, error))
     }
 
     /// The same, and takes the programs away, as far as they are attached to these cgroups.
@@ -210,12 +224,8 @@ impl Guard {
             // Those that are left somewhere let everything pass.
             let _not_there = (guard.hears.detach(cgroup), guard.asks.detach(cgroup));
         }
-        let own = place.join(VERSION);
-        std::fs::remove_dir_all(&own).map_err(|error| GuardError {
-            what: "cannot take away",
-            place: own,
-            error,
-        })
+        let own = place.join(FOLDER);
+        std::fs::remove_dir_all(&own).map_err(|error| GuardError::Refused("cannot take away", own, error))
     }
 }
 

@@ -2,7 +2,7 @@
 //! nobody is guarded, and has to come through there.
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::PathBuf;
+use std::path::Path;
 
 use cloison_agent::dataplane::Enforcement;
 use cloison_agent::sys::netns::NetNs;
@@ -24,8 +24,8 @@ impl Programs {
         Ok(Self(place))
     }
 
-    fn place(&self) -> PathBuf {
-        self.0.path().join("cloison")
+    fn place(&self) -> &Path {
+        self.0.path()
     }
 
     /// A host of its own, with another address (192.0.2.9) on an interface that leads nowhere.
@@ -35,7 +35,7 @@ impl Programs {
         ip(&ns, "addr add 192.0.2.9/24 dev wire0")?;
         ip(&ns, "link set wire0 up")?;
         ip(&ns, "link set wire1 up")?;
-        Host::guarded(ns, is_guarded, &self.place())
+        Host::guarded(ns, is_guarded, self.place())
     }
 }
 
@@ -225,7 +225,7 @@ fn who_is_guarded_stays_so_without_an_agent_and_with_the_next_one_until_it_is_to
             inside(&ns, || run("nft", "delete table inet cloison_test"))?;
             assert_eq!(reached(&mut n8n, &mut rogue)?, (false, true), "without an agent");
         }
-        host = Host::guarded(open(&ns)?, true, &programs.place())?;
+        host = Host::guarded(open(&ns)?, true, programs.place())?;
         host.apply(&mesh(&group))?;
     }
     assert_eq!(reached(&mut n8n, &mut rogue)?, (false, true), "with the next agent");
@@ -250,11 +250,11 @@ fn who_is_guarded_stays_so_without_an_agent_and_with_the_next_one_until_it_is_to
     assert_eq!(reached(&mut n8n, &mut rogue)?, (false, true), "as a component again");
     // Nobody is to be guarded.
     drop(host);
-    let mut host = Host::guarded(open(&ns)?, false, &programs.place())?;
+    let mut host = Host::guarded(open(&ns)?, false, programs.place())?;
     host.apply(&mesh(&group))?;
     assert_eq!(reached(&mut n8n, &mut rogue)?, (true, true), "unguarded");
     drop(host);
-    let mut host = Host::guarded(open(&ns)?, true, &programs.place())?;
+    let mut host = Host::guarded(open(&ns)?, true, programs.place())?;
     host.apply(&mesh(&group))?;
     assert_eq!(reached(&mut n8n, &mut rogue)?, (false, true), "guarded again");
     Ok(())
