@@ -217,9 +217,7 @@ impl ClaimTable {
         for level in 1..=self.levels {
             let _ = writeln!(text, "    meta mark set socket cgroupv2 level {level} map @signs_{level}");
         }
-        text.push_str(
-            "  }\n  chain guarded {\n    meta l4proto { icmp, ipv6-icmp } accept\n    tcp flags & (syn | ack) != syn accept\n",
-        );
+        text.push_str("  }\n  chain guarded {\n    meta l4proto { icmp, ipv6-icmp } accept\n    tcp flags & (syn | ack) != syn accept\n");
         for level in (1..=self.levels).rev() {
             let cgroup = format!("socket cgroupv2 level {level}");
             let _ = writeln!(text, "    meta l4proto tcp {cgroup} . meta mark @home_{level} accept");
@@ -229,7 +227,9 @@ impl ClaimTable {
         for level in 1..=self.levels {
             let _ = writeln!(text, "    socket cgroupv2 level {level} @rest_{level} accept");
         }
-        text.push_str("    socket cgroupv2 level 1 != @none counter drop comment \"socket of a cgroup that is not known yet\"\n    accept\n  }\n");
+        text.push_str(
+            "    socket cgroupv2 level 1 != @none counter drop comment \"socket of a cgroup that is not known yet\"\n    accept\n  }\n",
+        );
     }
 
     /// What stands first in the chain of packets that leave.

@@ -9,8 +9,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsString;
-use std::io;
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -21,7 +19,6 @@ use parking_lot::Mutex;
 use super::cgroups::{Cgroup, Scan, Tree};
 use super::claim::{self, Claim, ClaimError};
 use super::claim_table::{self, ClaimTable, mark};
-use super::guard::{Guard, GuardError};
 use super::nudge::Nudge;
 use super::owners::{self, Owners};
 use super::selftest::Trial;
@@ -29,11 +26,12 @@ use crate::netlink::NetlinkError;
 use crate::netlink::monitor::RulesMonitor;
 use crate::netlink::nftables::{Change, Key, Nftables, Operation, Rules};
 use crate::netlink::rule::{Route, Sender};
-use crate::sys::{cgroup, with_causes};
 
 mod follow;
+mod held;
 
 use follow::Thread;
+use held::Held;
 
 /// How often the base table is asked for before nobody knows what it says.
 const QUESTIONS: usize = 5;
@@ -109,11 +107,9 @@ struct State {
     /// Those whose claims can be enforced.
     bound: Vec<(Member, Option<u32>)>,
     rest: Option<(ComponentName, AddressPair)>,
-    /// Whether loopback is to be guarded, and by what it is.
+    /// Whether loopback is to be guarded.
     guard: bool,
-    guarded_by: Option<Result<Guard, Arc<GuardError>>>,
-    guard_place: Option<PathBuf>,
-    /// Whether a cgroup that nobody claims is let go, or is one of a component that is just not bound.
+    /// Whether each cgroup that nobody claims is to be let go, or may be one of a component that is just not bound.
     lets_go: bool,
     /// Of the table that is loaded, or about to be.
     levels: u8,
@@ -123,10 +119,8 @@ struct State {
     loading: bool,
     /// What is in its sets; `None` until it is loaded.
     filled: Option<BTreeSet<(String, Key)>>,
-    /// Cgroups whose sockets are marked, with their mark and what came of it.
-    marked: BTreeMap<u64, (u32, Result<(), String>)>,
-    /// Claimed cgroups that should be guarded and are not, and why: they are nobody.
-    unguarded: BTreeMap<u64, String>,
+    /// What is attached to the claimed cgroups.
+    held: Held,
     scan: Scan,
 }
 
@@ -149,15 +143,12 @@ impl Claims {
             bound: Vec::new(),
             rest: None,
             guard: false,
-            guarded_by: None,
-            guard_place,
             lets_go: false,
             levels: 0,
             rules: Rules::default(),
             loading: false,
             filled: None,
-            marked: BTreeMap::new(),
-            unguarded: BTreeMap::new(),
+            held: Held::new(guard_place),
             scan: Scan::default(),
         };
         Self {
@@ -275,20 +266,13 @@ impl Claims {
 
     /// Takes marks and guard away from the cgroups of these members, whoever set them; for `leave`.
     pub fn unmark(tree: Option<&Tree>, members: &[Member], guard: &Path) {
-        let Some(tree) = tree else { return };
-        let mut open = Vec::new();
-        for (cgroup, _) in tree.scan(&claims_of(members)).claimed {
-            let opened = tree.open(&cgroup);
-            if let Err(error) = opened.as_ref().map_err(io::Error::kind).and_then(|d| cgroup::unmark_sockets(d).map_err(|e| e.kind()))
-                && error != io::ErrorKind::NotFound
-            {
-                tracing::warn!(cgroup = cgroup.path, %error, "cannot take the mark of a cgroup's sockets away");
-            }
-            open.extend(opened);
-        }
-        if let Err(error) = Guard::end(guard, open.iter().map(AsFd::as_fd)) {
-            tracing::warn!(error = with_causes(&error), "cannot take the guard of loopback away; it ends with the units that it is for");
-        }
+        let claimed = tree.map(|tree| (tree, tree.scan(&claims_of(members)).claimed));
+        Held::end(
+            claimed
+                .iter()
+                .flat_map(|(tree, all)| all.iter().filter_map(|(c, _)| tree.open(c).ok())),
+            guard,
+        );
     }
 }
 
@@ -300,7 +284,8 @@ impl State {
     fn set(&mut self, wanted: Wanted) -> Settled {
         let mut settled = Settled::default();
         self.guard = wanted.guard;
-        self.take_up_guard(wanted.members.iter().any(|member| member.claim.is_by_cgroup()));
+        self.held
+            .take_up_guard(self.guard && wanted.members.iter().any(|member| member.claim.is_by_cgroup()));
         let mut bound: Vec<(Member, Option<u32>)> = Vec::new();
         for member in wanted.members {
             match self.resolve(&member, &bound) {
@@ -346,26 +331,13 @@ impl State {
             Claim::Unit(_) | Claim::Cgroup(_) => None,
         };
         self.try_out(&member.claim)?;
-        if let (true, Some(Err(why))) = (member.claim.is_by_cgroup(), &self.guarded_by) {
-            return Err(ClaimError::Guard(why.clone()));
+        if let Some(why) = self.held.guard_error().filter(|_| member.claim.is_by_cgroup()) {
+            return Err(ClaimError::Guard(why));
         }
         let same = |(other, number): &&(Member, Option<u32>)| other.claim == member.claim || user.is_some() && *number == user;
         match before.iter().find(same) {
             Some((other, _)) => Err(ClaimError::Shared(other.component.clone())),
             None => Ok(user),
-        }
-    }
-
-    /// Opens the guard of loopback where it is wanted, and lets go whom an agent before has left guarded where it is not.
-    fn take_up_guard(&mut self, by_cgroup: bool) {
-        let Some(place) = &self.guard_place else { return };
-        if !self.guard || !by_cgroup {
-            self.guarded_by = None;
-            if let Err(error) = Guard::release(place) {
-                tracing::warn!(error = with_causes(&error), "cannot take the guard of loopback away; it ends with the units that it is for");
-            }
-        } else if !matches!(self.guarded_by, Some(Ok(_))) {
-            self.guarded_by = Some(Guard::open(place).map_err(Arc::new));
         }
     }
 
@@ -445,31 +417,12 @@ impl State {
     /// Marks and guards the sockets of the claimed cgroups.
     fn mark(&mut self) {
         let marks: HashMap<&ComponentName, u32> = self.bound.iter().map(|(m, _)| (&m.component, mark(m.addresses))).collect();
-        let (mut marked, mut unguarded) = (BTreeMap::new(), BTreeMap::new());
-        for (found, component) in &self.scan.claimed {
-            let (Some(&mark), Some(tree)) = (marks.get(component), &self.tree) else {
-                continue;
-            };
-            let known = self.marked.remove(&found.id).filter(|(of, outcome)| *of == mark && outcome.is_ok());
-            let outcome = known.unwrap_or_else(|| {
-                let marked = tree.open(found).and_then(|directory| cgroup::mark_sockets(directory, mark));
-                (mark, marked.map_err(|error| error.to_string()))
-            });
-            marked.insert(found.id, outcome);
-            if let Some(Ok(guard)) = self.guarded_by.as_mut().filter(|_| self.guard)
-                && !guard.is_closed(found.id, mark)
-                && let Err(error) = tree.open(found).and_then(|directory| guard.close(found.id, directory.as_fd(), mark))
-            {
-                unguarded.insert(found.id, error.to_string());
-            }
+        let claimed = self.scan.claimed.iter();
+        let claimed = claimed.filter_map(|(cgroup, component)| Some((cgroup, *marks.get(component)?)));
+        if let Some(tree) = &self.tree {
+            // Who just was not found, or not bound, stays guarded.
+            self.held.hold(tree, claimed, self.lets_go && !self.scan.is_cut);
         }
-        // Who just was not found, or not bound, stays guarded.
-        if let Some(Ok(guard)) = self.guarded_by.as_mut().filter(|_| self.lets_go && !self.scan.is_cut)
-            && let Err(error) = guard.keep(&marked.keys().copied().collect())
-        {
-            tracing::warn!(%error, "loopback stays guarded for who is no component any more");
-        }
-        (self.marked, self.unguarded) = (marked, unguarded);
     }
 
     fn fill(&mut self) -> Result<(), NetlinkError> {
@@ -503,7 +456,7 @@ impl State {
             .into();
         for (Cgroup { id, level, .. }, component) in self.scan.claimed.iter().filter(|(c, _)| c.level <= self.levels) {
             elements.insert((claim_table::claimed(*level), Key::Cgroup(*id)));
-            let Some(pair) = addresses.get(component).filter(|_| !self.unguarded.contains_key(id)) else {
+            let Some(pair) = addresses.get(component).filter(|_| self.held.unguarded(*id).is_none()) else {
                 continue;
             };
             for address in pair.both() {
@@ -578,18 +531,18 @@ impl State {
         let Some((cgroup, _)) = of_member.next() else {
             return format!("{}, which is not running", member.claim);
         };
-        if let Some(why) = self.unguarded.get(&cgroup.id) {
+        if let Some(why) = self.held.unguarded(cgroup.id) {
             return format!(
-                "{} in {}, which is refused: its loopback cannot be guarded: {why}",
+                "{} in {}, which is refused, because its loopback cannot be guarded: {why}",
                 member.claim, cgroup.path
             );
         }
-        match self.marked.get(&cgroup.id).map(|(_, outcome)| outcome) {
-            Some(Err(why)) => format!(
+        match self.held.unmarked(cgroup.id) {
+            Some(why) => format!(
                 "{} in {}; its programs have to bind to its address themselves, because its sockets cannot be marked: {why}",
                 member.claim, cgroup.path
             ),
-            Some(Ok(())) | None => format!("{} in {}", member.claim, cgroup.path),
+            None => format!("{} in {}", member.claim, cgroup.path),
         }
     }
 }

@@ -15,7 +15,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use crate::sys::bpf::asm::Helper::{AncestorCgroup, FullSocket, LoadBytes, MapLookup, MapUpdate, SocketCookie};
@@ -150,7 +150,10 @@ impl Guard {
             pinned(&mut anew, &place.join(name), found, Program::pin, made).map_err(fails("cannot keep a program in"))
         };
         let written = (hearing(&homes, &asked), asking(&asked));
-        let (hearing, asking) = (written.0.map_err(fails("no program for"))?, written.1.map_err(fails("no program for"))?);
+        let (hearing, asking) = (
+            written.0.map_err(fails("no program for"))?,
+            written.1.map_err(fails("no program for"))?,
+        );
         let known = homes.keys().map_err(fails("cannot read a map in"))?.into_iter().collect();
         Ok(Self {
             hears: program("hears", Hook::Received, &hearing)?,
@@ -253,7 +256,7 @@ fn pinned<T>(
 }
 
 /// Whether what is about to be received may be.
-fn hearing(homes: &Map, asked: &Map) -> io::Result<Code> {
+fn hearing(homes: impl AsFd, asked: impl AsFd) -> io::Result<Code> {
     let mut code = Code::default();
     let [local, stream, datagram, judge, found, answer, refused, passes] = std::array::from_fn(|_| code.label());
     code.copy(R6, R1);
@@ -285,7 +288,7 @@ fn hearing(homes: &Map, asked: &Map) -> io::Result<Code> {
         code.call(AncestorCgroup);
         code.jump_if(R0, 0, next);
         code.store(Double, Fp, KEY, R0);
-        look_up(&mut code, homes)?;
+        look_up(&mut code, &homes)?;
         code.jump_unless(R0, 0, found);
         code.here(next);
     }
@@ -311,7 +314,7 @@ fn hearing(homes: &Map, asked: &Map) -> io::Result<Code> {
 }
 
 /// Takes note of what was asked on loopback by a UDP socket that is bound to nobody. It refuses nothing.
-fn asking(asked: &Map) -> io::Result<Code> {
+fn asking(asked: impl AsFd) -> io::Result<Code> {
     let mut code = Code::default();
     let [datagram, passes] = std::array::from_fn(|_| code.label());
     code.copy(R6, R1);
@@ -392,7 +395,7 @@ fn load_bytes_at(code: &mut Code, length: i32, none: Label) {
 }
 
 /// `R0` = what the map says of the key, or null.
-fn look_up(code: &mut Code, map: &Map) -> io::Result<()> {
+fn look_up(code: &mut Code, map: impl AsFd) -> io::Result<()> {
     code.set_map(R1, map)?;
     point_to(code, R2, KEY);
     code.call(MapLookup);
@@ -403,4 +406,30 @@ fn look_up(code: &mut Code, map: &Map) -> io::Result<()> {
 fn point_to(code: &mut Code, to: Register, place: i16) {
     code.copy(to, Fp);
     code.add(to, place.into());
+}
+
+#[cfg(test)]
+mod tests {
+    use sha2::{Digest as _, Sha256};
+
+    use super::*;
+
+    #[test]
+    #[cfg(target_endian = "little")]
+    fn programs_that_changed_have_another_folder() -> Result<(), Box<dyn std::error::Error>> {
+        // Any descriptor with the number 0.
+        let map = io::stdin();
+        let code = [hearing(&map, &map)?.instructions()?, asking(&map)?.instructions()?].concat();
+        let digest = Sha256::digest(code.concat());
+        let known = (
+            "cloison/guard-1",
+            "6635c689042919c23433bf47ea209d2b53b516f29d85457ee0335997b526596e",
+        );
+        assert_eq!(
+            (FOLDER, format!("{digest:x}").as_str()),
+            known,
+            "an agent must not take the programs of another version for its own: raise the number of the folder, then change this"
+        );
+        Ok(())
+    }
 }

@@ -230,6 +230,38 @@ fn a_cgroup_that_is_made_anew_is_bound_again_and_one_that_is_unknown_is_nobody()
 }
 
 #[test]
+fn a_cgroup_that_becomes_another_component_speaks_from_its_address() -> Outcome {
+    let (group, other) = (Group::new("n8n")?, Group::new("other")?);
+    let mut mesh = shared_host(&group.attachment(), "user:2002", "host");
+    let mut hosts = two_hosts(&mesh)?;
+    let mut n8n = hosts[0].person_in(0, &group)?;
+    let mut servers = Vec::new();
+    let mut speaks_from = |hosts: &[Host; 2], mesh: &Mesh| -> Outcome<IpAddr> {
+        let postgres = mesh.address("postgres")?.v4.into();
+        let mut server = hosts[1].person(0)?;
+        server.listens(at(postgres, 5432))?;
+        servers.push(server);
+        Ok(n8n.connects(at(postgres, 5432), None)??)
+    };
+    let before = mesh.address("n8n")?.v4;
+    assert_eq!(speaks_from(&hosts, &mesh)?, before);
+    // One more component, and all others have other addresses: as if each had become another.
+    mesh.components.insert(
+        0,
+        Component {
+            name: "a",
+            host: 1,
+            attachment: other.attachment(),
+        },
+    );
+    let after = mesh.address("n8n")?.v4;
+    assert_ne!(after, before);
+    apply(&mut hosts, &mesh)?;
+    assert_eq!(speaks_from(&hosts, &mesh)?, after);
+    Ok(())
+}
+
+#[test]
 fn a_server_that_closes_first_is_reached_again_from_the_same_port() -> Outcome {
     let (n8n_group, postgres_group) = (Group::new("n8n")?, Group::new("postgres")?);
     let mesh = shared_host(&n8n_group.attachment(), "user:2002", &postgres_group.attachment());

@@ -294,7 +294,10 @@ fn who_cannot_be_guarded_is_not_enforced_and_says_why() -> Outcome {
     let Some(Enforcement::Unenforced(why)) = host.dataplane.report().get("n8n").cloned() else {
         return Err("enforced without a guard".into());
     };
-    assert!(why.contains("loopback cannot be guarded") && why.contains(&nowhere.path().display().to_string()), "{why}");
+    assert!(
+        why.contains("loopback cannot be guarded") && why.contains(&nowhere.path().display().to_string()),
+        "{why}"
+    );
     // As soon as there is a place for it, it is.
     run("mount", &format!("-t bpf bpf {}", nowhere.path().display()))?;
     host.dataplane.check();

@@ -1,9 +1,9 @@
 //! Instructions for the kernel's own machine (RFC 9669), one method each, with jumps that go forward to a label.
 
 use std::io;
+use std::os::fd::AsFd;
 
-use super::{Map, number};
-use std::os::fd::AsFd as _;
+use super::number;
 
 /// A register: `R0` takes results, `R1` to `R5` are what a call is given, and lost by it; the others stay. `FP` is the end of a stack of 512 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,7 +126,7 @@ impl Code {
     ///
     /// # Errors
     /// If the map's descriptor has no number.
-    pub fn set_map(&mut self, to: Register, map: &Map) -> io::Result<()> {
+    pub fn set_map(&mut self, to: Register, map: impl AsFd) -> io::Result<()> {
         // BPF_PSEUDO_MAP_FD, in an instruction of twice the length.
         self.push(0x18, to, 1, 0, number(map.as_fd())?.cast_signed());
         self.push(0, Register::R0, 0, 0, 0);
@@ -196,7 +196,7 @@ impl Code {
     ///
     /// # Errors
     /// If something jumps to a label that is nowhere, or too far away.
-    pub(super) fn instructions(&self) -> io::Result<Vec<[u8; 8]>> {
+    pub fn instructions(&self) -> io::Result<Vec<[u8; 8]>> {
         let mut instructions = self.instructions.clone();
         for (at, label) in &self.jumps {
             let to = self.labels.get(label.0).copied().flatten();
