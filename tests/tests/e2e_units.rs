@@ -299,6 +299,8 @@ impl Story {
         app.ok(&["systemctl", "start", "cloison-agent"])?;
         self.works()?;
         is_guarded()?;
+        let said = app.sh("journalctl --unit=cloison-agent --output=cat | grep --count 'does not bind addresses' || true")?;
+        ensure!(said.trim() == "0", "the guard stood in the way of the agent's own trials");
         let doctor = exposed()?;
         ensure!(
             doctor.contains("whoever reaches this host from elsewhere") && !doctor.contains("any address of this host"),

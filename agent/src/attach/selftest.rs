@@ -11,9 +11,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use socket2::SockRef;
 
 use super::base_table::{BaseTableError, TableName, run_nft};
 use super::cgroups::{Cgroup, Tree};
+use super::claim_table::TRIAL;
 use crate::netlink::NetlinkError;
 use crate::netlink::nftables::{Change, Key, Nftables, Operation};
 use crate::sys::netns::{NetNs, NetNsError};
@@ -171,6 +173,7 @@ impl Sockets {
             UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?,
         );
         at.set_read_timeout(Some(WAIT))?;
+        SockRef::from(&from).set_mark(TRIAL)?;
         let to = at.local_addr()?;
         Ok(Self { from, at, to })
     }

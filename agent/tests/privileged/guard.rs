@@ -4,6 +4,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
+use cloison_agent::attach::claim_table::mark;
 use cloison_agent::dataplane::Enforcement;
 use cloison_agent::sys::netns::NetNs;
 
@@ -179,10 +180,12 @@ fn a_datagram_is_an_answer_only_to_the_socket_that_asked() -> Outcome {
                 assert_eq!(n8n.asks_by(how, at(local, port), None)?, Ok(local), "{how}");
             }
         }
-        // But it is none of n8n's other sockets' business: they are not reached from the port that was asked, nor from that of a name server.
+        // But it is none of n8n's other sockets' business: they are not reached from the port that was asked, nor from that of a name server, nor
+        // with n8n's mark, which is taken from whoever is not n8n.
+        let mark = mark(shared_host("host", "host", "host").address("n8n")?);
         let server = at(LOCAL, 5678);
         n8n.answers_by("plain", server)?;
-        for from in ["plain@5302", "plain@53"] {
+        for from in ["plain@5302", "plain@53", &format!("marked:{mark}")] {
             let answered = root.asks_by(from, server, None)?;
             assert_eq!(answered.is_err(), is_guarded, "{from}: {answered:?}");
         }
@@ -257,6 +260,35 @@ fn who_is_guarded_stays_so_without_an_agent_and_with_the_next_one_until_it_is_to
     let mut host = Host::guarded(open(&ns)?, true, programs.place())?;
     host.apply(&mesh(&group))?;
     assert_eq!(reached(&mut n8n, &mut rogue)?, (false, true), "guarded again");
+    Ok(())
+}
+
+#[test]
+fn who_starts_while_there_is_no_agent_is_reached_by_nobody_until_there_is_one() -> Outcome {
+    let programs = Programs::new()?;
+    let mut group = Group::new("n8n")?;
+    let mut host = programs.host(true)?;
+    host.apply(&mesh(&group))?;
+    let ns = open(&host.ns)?;
+    drop(host);
+    group.remake()?;
+    let late = Group::new("late")?;
+    // Without a view, a data plane does nothing.
+    let mut host = Host::guarded(ns, true, programs.place())?;
+    let (mut n8n, mut nobody, mut rogue) = (host.person_in(0, &group)?, host.person_in(2004, &late)?, host.person(2003)?);
+    for (server, port) in [(&mut n8n, 5678), (&mut nobody, 5679)] {
+        server.listens(at(LOCAL, port))?;
+        server.answers_datagrams(at(LOCAL, port))?;
+    }
+    let reaches = |person: &mut Person, port: u16| -> Outcome<[bool; 2]> {
+        let to = at(LOCAL, port);
+        Ok([person.connects(to, None)?.is_ok(), person.asks(to, None)?.is_ok()])
+    };
+    let mut all =
+        |n8n: &mut Person| -> Outcome<[[bool; 2]; 3]> { Ok([reaches(&mut rogue, 5678)?, reaches(n8n, 5678)?, reaches(&mut rogue, 5679)?]) };
+    assert_eq!(all(&mut n8n)?, [[false; 2]; 3], "nobody is known");
+    host.apply(&mesh(&group))?;
+    assert_eq!(all(&mut n8n)?, [[false; 2], [true; 2], [true; 2]], "n8n is, and who is nobody's");
     Ok(())
 }
 

@@ -43,7 +43,7 @@ impl Person {
         self.attempt(&format!("hurry:{}", from.port()), to, Some(from.ip()))
     }
 
-    /// Answers each datagram: by a `plain` socket, a `lite` one, one that is `shared`, `bound:INTERFACE` or in a group, `joined:ADDRESS` of the interface.
+    /// Answers each datagram: by a `plain` socket, a `lite` one, one that is `shared`, `marked:NUMBER`, `bound:INTERFACE` or in a group, `joined:ADDRESS` of the interface.
     pub(crate) fn answers_by(&mut self, how: &str, at: SocketAddr) -> Outcome {
         Ok(self.attempt(&format!("answer:{how}"), at, None)?.map(drop)?)
     }
@@ -126,6 +126,7 @@ fn datagrams(how: &str, at: SocketAddr) -> std::io::Result<Socket> {
     socket.set_reuse_address(how == "shared")?;
     match how {
         "bound" => socket.bind_device(Some(interface.as_bytes()))?,
+        "marked" => socket.set_mark(interface.parse().unwrap_or(0))?,
         "shared" if !interface.is_empty() => socket.bind_device(Some(interface.as_bytes()))?,
         _ => {}
     }
