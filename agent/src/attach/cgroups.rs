@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::{File, Metadata};
 use std::io;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirEntryExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use cloison_proto::label::ComponentName;
@@ -52,6 +52,8 @@ pub struct Scan {
     pub below: Vec<(u64, ComponentName)>,
     /// Leaves that nobody claims.
     pub rest: Vec<(u64, u8)>,
+    /// Those with others inside that were looked at one by one: a process that is in one of these itself is nobody's.
+    pub inner: Vec<(u64, u8)>,
     /// Directories in which a change may bring about or end any of these, with their ids: one that is made anew is another.
     pub watched: BTreeSet<(PathBuf, u64)>,
     /// Whether there was more than a scan looks at, or something that could not be read.
@@ -104,6 +106,31 @@ impl Tree {
             level: u8::try_from(path.matches('/').count()).map_err(io::Error::other)?,
             path: path.to_owned(),
         })
+    }
+
+    /// Which of these ids are still cgroups, wherever; `None` if not everything could be looked at.
+    #[must_use]
+    pub fn there(&self, ids: &BTreeSet<u64>) -> Option<BTreeSet<u64>> {
+        let (mut found, mut open, mut seen) = (BTreeSet::new(), vec![self.root.clone()], 0);
+        while let Some(directory) = open.pop() {
+            let entries = match std::fs::read_dir(&directory) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                entries => entries.ok()?,
+            };
+            for entry in entries {
+                let entry = entry.ok()?;
+                if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    continue;
+                }
+                seen += 1;
+                if seen > MAX_CGROUPS {
+                    return None;
+                }
+                found.extend(Some(entry.ino()).filter(|id| ids.contains(id)));
+                open.push(entry.path());
+            }
+        }
+        Some(found)
     }
 
     /// Looks for the cgroups of these claims.
@@ -165,8 +192,10 @@ impl Tree {
                 self.claim(scan, claims, &cgroup, component, &mut MAX_BELOW.clone());
                 scan.claimed.push((cgroup, component.clone()));
             } else if is_slice {
+                scan.inner.push((cgroup.id, cgroup.level));
                 self.descend(scan, claims, &cgroup, true, left);
             } else if leads_on {
+                scan.inner.push((cgroup.id, cgroup.level));
                 // Who may make cgroups here takes nobody else's turn.
                 self.descend(scan, claims, &cgroup, false, &mut MAX_BELOW.clone());
             } else {
@@ -333,7 +362,7 @@ mod tests {
         let (_root, tree) = tree(&["jobs/batch/inner", "jobs/other", "elsewhere"])?;
         let scan = tree.scan(&claims(&[("batch", "/jobs/batch"), ("none", "/jobs/none/x")])?);
         assert_eq!(claimed(&scan), [("/jobs/batch", "batch", 2)]);
-        assert_eq!((scan.below.len(), scan.rest.len()), (1, 2));
+        assert_eq!((scan.below.len(), scan.rest.len(), scan.inner.len()), (1, 2, 1));
         assert_eq!(scan.watched.len(), 4, "the root, jobs, batch and inner");
         Ok(())
     }
@@ -365,6 +394,17 @@ mod tests {
         let of = |who: &str| scan.below.iter().filter(|(_, component)| component.as_str() == who).count();
         assert_eq!((scan.claimed.len(), of("a"), of("z")), (2, MAX_BELOW, 1));
         assert!(scan.is_cut);
+        Ok(())
+    }
+
+    #[test]
+    fn a_cgroup_that_is_still_there_is_found_wherever_it_is() -> Outcome {
+        let (root, tree) = tree(&["system.slice/a.service/inner", "elsewhere/deep"])?;
+        let id = |path: &str| std::fs::metadata(root.path().join(path)).map(|metadata| metadata.ino());
+        let ids = BTreeSet::from([id("system.slice/a.service/inner")?, id("elsewhere/deep")?]);
+        let with_others = ids.iter().copied().chain([1]).collect();
+        assert_eq!(tree.there(&with_others), Some(ids));
+        assert_eq!(Tree::at(root.path().join("none")).there(&with_others), Some(BTreeSet::new()));
         Ok(())
     }
 

@@ -71,6 +71,18 @@ pub fn rest(level: u8) -> String {
     format!("rest_{level}")
 }
 
+/// The set of the cgroups at this level that have others inside, and of which it is known that they are nobody's themselves.
+#[must_use]
+pub fn inner(level: u8) -> String {
+    format!("inner_{level}")
+}
+
+/// The set of the cgroups at this level that the guard of loopback is attached to.
+#[must_use]
+pub fn held(level: u8) -> String {
+    format!("held_{level}")
+}
+
 /// The map of the cgroups at this level that are a component to its mark.
 #[must_use]
 pub fn signs(level: u8) -> String {
@@ -93,6 +105,7 @@ impl ClaimTable {
             let _ = writeln!(text, "  set own6_{level} {{ typeof {cgroup} . ip6 saddr; }}");
             let _ = writeln!(text, "  set claimed_{level} {{ typeof {cgroup}; }}");
             let _ = writeln!(text, "  set rest_{level} {{ typeof {cgroup}; }}");
+            let _ = writeln!(text, "  set inner_{level} {{ typeof {cgroup}; }}");
         }
         if self.levels > 0 {
             text.push_str("  set none { typeof socket cgroupv2 level 1; }\n");
@@ -118,9 +131,18 @@ impl ClaimTable {
 
     /// The rest of the host: where cgroups are claimed, a socket in a cgroup that nobody has looked at yet is not of it.
     fn write_rest(&self, text: &mut String) {
+        for level in 1..=self.levels {
+            // Whoever is further inside is known for himself, or not yet.
+            let _ = writeln!(
+                text,
+                "  chain at_{level} {{\n    socket cgroupv2 level {} != @none return\n    accept\n  }}",
+                level.saturating_add(1)
+            );
+        }
         text.push_str("  chain rest {\n");
         for level in 1..=self.levels {
             let _ = writeln!(text, "    socket cgroupv2 level {level} @rest_{level} accept");
+            let _ = writeln!(text, "    socket cgroupv2 level {level} @inner_{level} jump at_{level}");
         }
         if self.levels > 0 {
             text.push_str("    socket cgroupv2 level 1 != @none counter drop comment \"socket of a cgroup that is not known yet\"\n");
@@ -215,6 +237,7 @@ impl ClaimTable {
         for level in 1..=self.levels {
             let _ = writeln!(text, "  map signs_{level} {{ typeof socket cgroupv2 level {level} : meta mark; }}");
             let _ = writeln!(text, "  set home_{level} {{ typeof socket cgroupv2 level {level} . meta mark; }}");
+            let _ = writeln!(text, "  set held_{level} {{ typeof socket cgroupv2 level {level}; }}");
         }
         let _ = writeln!(text, "  chain signing {{\n    {ours} meta mark set 0");
         for level in 1..=self.levels {
@@ -229,14 +252,10 @@ impl ClaimTable {
             let cgroup = format!("socket cgroupv2 level {level}");
             let _ = writeln!(text, "    meta l4proto tcp {cgroup} . meta mark @home_{level} accept");
             let _ = writeln!(text, "    meta l4proto tcp {cgroup} @claimed_{level} goto unheard");
-            let _ = writeln!(text, "    {cgroup} @claimed_{level} accept");
+            let _ = writeln!(text, "    {cgroup} @held_{level} accept");
+            let _ = writeln!(text, "    {cgroup} @claimed_{level} goto unheard");
         }
-        for level in 1..=self.levels {
-            let _ = writeln!(text, "    socket cgroupv2 level {level} @rest_{level} accept");
-        }
-        text.push_str(
-            "    socket cgroupv2 level 1 != @none counter drop comment \"socket of a cgroup that is not known yet\"\n    accept\n  }\n",
-        );
+        text.push_str("    goto rest\n  }\n");
     }
 
     /// What stands first in the chain of packets that leave.

@@ -374,8 +374,8 @@ impl State {
             return 0;
         }
         let claimed = self.scan.claimed.iter().map(|(cgroup, _)| cgroup.level);
-        let rest = self.scan.rest.iter().map(|(_, level)| *level);
-        claimed.chain(rest).max().unwrap_or(0).max(MIN_LEVELS)
+        let others = self.scan.rest.iter().chain(&self.scan.inner).map(|(_, level)| *level);
+        claimed.chain(others).max().unwrap_or(0).max(MIN_LEVELS)
     }
 
     /// Takes up claimed cgroups that the kernel has just told of, before anything else is looked at: their first packets are on the way.
@@ -465,15 +465,14 @@ impl State {
             if self.guard {
                 elements.insert((claim_table::signs(*level), Key::CgroupTo(*id, mark(*pair))));
                 elements.insert((claim_table::home(*level), Key::CgroupWith(*id, mark(*pair))));
+                elements.insert((claim_table::held(*level), Key::Cgroup(*id)));
             }
         }
-        for (id, level) in self
-            .scan
-            .rest
-            .iter()
-            .filter(|(_, level)| (self.rest.is_some() || self.guard) && *level <= self.levels)
-        {
-            elements.insert((claim_table::rest(*level), Key::Cgroup(*id)));
+        let rest = self.scan.rest.iter().map(|place| (claim_table::rest as fn(u8) -> String, place));
+        let inner = self.scan.inner.iter().map(|place| (claim_table::inner as fn(u8) -> String, place));
+        if self.rest.is_some() || self.guard {
+            let known = rest.chain(inner).filter(|(_, (_, level))| *level <= self.levels);
+            elements.extend(known.map(|(set, (id, level))| (set(*level), Key::Cgroup(*id))));
         }
         elements
     }

@@ -2,6 +2,7 @@
 //! nobody is guarded, and has to come through there.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use cloison_agent::attach::claim_table::mark;
@@ -29,11 +30,12 @@ impl Programs {
         self.0.path()
     }
 
-    /// A host of its own, with another address (192.0.2.9) on an interface that leads nowhere.
+    /// A host of its own, with other addresses (192.0.2.9, 2001:db8::9) on an interface that leads nowhere.
     fn host(&self, is_guarded: bool) -> Outcome<Host> {
         let ns = fresh()?;
         ip(&ns, "link add wire0 type veth peer name wire1")?;
         ip(&ns, "addr add 192.0.2.9/24 dev wire0")?;
+        ip(&ns, "addr add 2001:db8::9/64 dev wire0 nodad")?;
         ip(&ns, "link set wire0 up")?;
         ip(&ns, "link set wire1 up")?;
         Host::guarded(ns, is_guarded, self.place())
@@ -200,6 +202,121 @@ fn a_datagram_is_an_answer_only_to_the_socket_that_asked() -> Outcome {
     })
 }
 
+#[test]
+fn the_answers_of_a_server_open_no_port_to_it() -> Outcome {
+    on_both(|_, is_guarded, n8n, rogue| {
+        for (how, port) in [("plain", 5678), ("lite", 5679)] {
+            let server = at(LOCAL, port);
+            n8n.answers_by(how, server)?;
+            assert!(n8n.asks_by(&format!("{how}@7001"), server, None)?.is_ok(), "{how}: n8n itself");
+            let answered = rogue.asks_by(&format!("{how}@7001"), server, None)?;
+            assert_eq!(answered.is_err(), is_guarded, "{how}: {answered:?}");
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn nobody_is_taken_for_a_peer_on_another_host() -> Outcome {
+    on_both(|_, is_guarded, n8n, rogue| {
+        let (peer, own): (IpAddr, IpAddr) = ("2001:db8::53".parse()?, "2001:db8::9".parse()?);
+        n8n.waits_for(7002, at(peer, 3478))?;
+        let _no_answer = rogue.asks_by("foreign@3478", at(own, 7002), Some(peer))?;
+        assert_eq!(n8n.taken()?, u32::from(!is_guarded), "a forged datagram");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_raw_socket_overhears_nobody_else() -> Outcome {
+    on_both(|_, is_guarded, n8n, rogue| {
+        rogue.answers_by("plain", at(LOCAL, 5300))?;
+        rogue.listens(at(LOCAL, 5301))?;
+        for protocol in [6, 17] {
+            n8n.overhears(protocol, LOCAL)?;
+        }
+        assert_eq!(rogue.asks_by("plain", at(LOCAL, 5300), None)?, Ok(LOCAL));
+        assert_eq!(rogue.connects(at(LOCAL, 5301), None)?, Ok(LOCAL));
+        assert_eq!(n8n.taken()? == 0, is_guarded, "what others say was overheard");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_listener_that_outlives_its_cgroup_is_reached_by_nobody_else() -> Outcome {
+    let programs = Programs::new()?;
+    for is_guarded in [false, true] {
+        let (mut group, elsewhere) = (Group::new("n8n")?, Group::new("elsewhere")?);
+        let mut host = programs.host(is_guarded)?;
+        host.apply(&mesh(&group))?;
+        let (mut n8n, mut rogue) = (host.person_in(0, &group)?, host.person(2003)?);
+        // One that nftables does not find.
+        let server = at([192, 0, 2, 9].into(), 5678);
+        n8n.dismisses("bound:wire0", server)?;
+        n8n.moves_to(&elsewhere)?;
+        group.remake()?;
+        host.dataplane.check();
+        let greeted = rogue.greeted_by("wire0", server)?;
+        assert_eq!(greeted.is_err(), is_guarded, "{greeted:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn programs_are_pinned_as_a_whole_and_where_nobody_else_writes() -> Outcome {
+    let programs = Programs::new()?;
+    let mut group = Group::new("n8n")?;
+    let mut host = programs.host(true)?;
+    host.apply(&mesh(&group))?;
+    for pin in ["homes", "asks", "hears"] {
+        std::fs::remove_file(programs.place().join("cloison/guard-1").join(pin))?;
+        let ns = open(&host.ns)?;
+        drop(host);
+        group.remake()?;
+        host = Host::guarded(ns, true, programs.place())?;
+        host.apply(&mesh(&group))?;
+        let (mut n8n, mut rogue) = (host.person_in(0, &group)?, host.person(2003)?);
+        n8n.listens(at(LOCAL, 5678))?;
+        assert_eq!(reached(&mut n8n, &mut rogue)?, (false, true), "without {pin}");
+    }
+    drop(host);
+    for (owner, mode) in [(2003, 0o700), (0, 0o777)] {
+        let programs = Programs::new()?;
+        let folder = programs.place().join("cloison");
+        std::fs::create_dir(&folder)?;
+        std::os::unix::fs::chown(&folder, Some(owner), None)?;
+        std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(mode))?;
+        let mut host = programs.host(true)?;
+        host.apply(&mesh(&group))?;
+        let report = host.dataplane.report().get("n8n").cloned();
+        let said = format!("{} is not root's alone", folder.display());
+        assert!(
+            matches!(&report, Some(Enforcement::Unenforced(why)) if why.contains(&said)),
+            "{owner} {mode:o}: {report:?}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn who_is_in_a_cgroup_around_a_claimed_one_is_nobody_s() -> Outcome {
+    let programs = Programs::new()?;
+    let around = Group::new("around")?;
+    let inner = around.below("n8n")?;
+    let mut host = programs.host(true)?;
+    host.apply(&mesh(&inner))?;
+    let (mut n8n, mut nobody, mut rogue) = (host.person_in(0, &inner)?, host.person_in(2004, &around)?, host.person(2003)?);
+    for (server, port) in [(&mut n8n, 5678), (&mut nobody, 5679)] {
+        server.listens(at(LOCAL, port))?;
+        server.answers_datagrams(at(LOCAL, port))?;
+    }
+    for (port, is_reached) in [(5678, false), (5679, true)] {
+        assert_eq!(rogue.connects(at(LOCAL, port), None)?.is_ok(), is_reached, "{port}");
+        assert_eq!(rogue.asks(at(LOCAL, port), None)?.is_ok(), is_reached, "{port}");
+    }
+    Ok(())
+}
+
 /// Whether the rogue is greeted by n8n at port 5678, and n8n by itself.
 fn reached(n8n: &mut Person, rogue: &mut Person) -> Outcome<(bool, bool)> {
     let server = at(LOCAL, 5678);
@@ -230,6 +347,8 @@ fn who_is_guarded_stays_so_without_an_agent_and_with_the_next_one_until_it_is_to
         }
         host = Host::guarded(open(&ns)?, true, programs.place())?;
         host.apply(&mesh(&group))?;
+        let report = host.dataplane.report().get("n8n");
+        assert!(matches!(report, Some(Enforcement::Bound(_))), "{report:?}");
     }
     assert_eq!(reached(&mut n8n, &mut rogue)?, (false, true), "with the next agent");
     // It is another component now, and still reaches itself.

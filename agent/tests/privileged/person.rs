@@ -125,6 +125,11 @@ impl Person {
         })
     }
 
+    /// Goes to another cgroup; the sockets that it has made stay where they are.
+    pub(crate) fn moves_to(&self, group: &Group) -> Outcome {
+        Ok(std::fs::write(group.place().join("cgroup.procs"), self.child.id().to_string())?)
+    }
+
     /// Connects to a server that greets, from an address if one is given.
     pub(crate) fn connects(&mut self, to: SocketAddr, from: Option<IpAddr>) -> Outcome<Attempt> {
         self.attempt("connect", to, from)

@@ -70,7 +70,7 @@ impl Held {
             }
         }
         if let (true, Some(Ok(guard))) = (lets_go, &mut self.guard)
-            && let Err(error) = guard.keep(&marked.keys().copied().collect())
+            && let Err(error) = guard.keep(&marked.keys().copied().collect(), |ids| tree.there(ids))
         {
             tracing::warn!(%error, "loopback stays guarded for who is no component any more");
         }

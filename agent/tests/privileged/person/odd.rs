@@ -19,7 +19,7 @@ const MPTCP: i32 = 262;
 const UDP_LITE: i32 = 136;
 
 impl Person {
-    /// Listens, and greets everybody for good; by `plain` TCP or `mptcp`.
+    /// Listens, and greets everybody for good; by `plain` TCP, `mptcp`, or `bound:INTERFACE`.
     pub(crate) fn dismisses(&mut self, how: &str, at: SocketAddr) -> Outcome {
         Ok(self.attempt(&format!("dismiss:{how}"), at, None)?.map(drop)?)
     }
@@ -38,12 +38,17 @@ impl Person {
         self.attempt(&format!("greeted:{}", from.port()), to, Some(from.ip()))
     }
 
+    /// The same by an interface, from any port.
+    pub(crate) fn greeted_by(&mut self, interface: &str, to: SocketAddr) -> Outcome<Attempt> {
+        self.attempt(&format!("greetedby:{interface}"), to, None)
+    }
+
     /// The same, with a word in the very first segment (RFC 7413), for which no answer is waited for.
     pub(crate) fn hurries_from(&mut self, to: SocketAddr, from: SocketAddr) -> Outcome<Attempt> {
         self.attempt(&format!("hurry:{}", from.port()), to, Some(from.ip()))
     }
 
-    /// Answers each datagram: by a `plain` socket, a `lite` one, one that is `shared`, `marked:NUMBER`, `bound:INTERFACE` or in a group, `joined:ADDRESS` of the interface.
+    /// Answers each datagram: by a `plain` socket, a `lite` one, one that is `shared`, `foreign` (with any address), `marked:NUMBER`, `bound:INTERFACE` or in a group, `joined:ADDRESS` of the interface.
     pub(crate) fn answers_by(&mut self, how: &str, at: SocketAddr) -> Outcome {
         Ok(self.attempt(&format!("answer:{how}"), at, None)?.map(drop)?)
     }
@@ -52,6 +57,16 @@ impl Person {
     /// it, `shadowed:` says that another one of its own shares the port that is asked, on `lo`.
     pub(crate) fn asks_by(&mut self, how: &str, to: SocketAddr, from: Option<IpAddr>) -> Outcome<Attempt> {
         self.attempt(&format!("ask:{how}"), to, from)
+    }
+
+    /// Waits for datagrams of one peer, and counts them with the streams that it takes.
+    pub(crate) fn waits_for(&mut self, at: u16, peer: SocketAddr) -> Outcome {
+        Ok(self.attempt(&format!("wait:{at}"), peer, None)?.map(drop)?)
+    }
+
+    /// Counts all that a raw socket of protocol `how` hears from an address.
+    pub(crate) fn overhears(&mut self, how: u8, from: IpAddr) -> Outcome {
+        Ok(self.attempt(&format!("overhear:{how}"), (from, 0).into(), None)?.map(drop)?)
     }
 
     /// Sends a datagram to itself with the address `to` as its source, and answers it: to `to`. Waits for what comes back.
@@ -65,20 +80,30 @@ pub(super) fn act(what: &str, at: SocketAddr, from: Option<IpAddr>) -> std::io::
     let (what, how) = what.split_once(':').unwrap_or((what, ""));
     let port = || from.zip(how.parse().ok()).map(SocketAddr::from);
     match what {
-        "dismiss" => dismiss(at, how == "mptcp"),
+        "dismiss" => dismiss(at, how),
         "taken" => Ok(Ipv4Addr::from(TAKEN.load(Ordering::Acquire)).into()),
-        "greeted" => greeted(at, port(), false),
-        "hurry" => greeted(at, port(), true),
+        "greeted" => greeted(at, port(), None, false),
+        "hurry" => greeted(at, port(), None, true),
+        "greetedby" => greeted(at, None, Some(how), false),
         "answer" => echo(at, how),
         "ask" => ask(at, from, how),
+        "wait" => wait(at, how.parse().unwrap_or(0)),
+        "overhear" => overhear(at, how.parse().unwrap_or(0)),
         "forge" => forge(at),
         _ => Err(std::io::Error::other(format!("what is `{what}`?"))),
     }
 }
 
-fn dismiss(at: SocketAddr, by_mptcp: bool) -> std::io::Result<IpAddr> {
-    let socket = Socket::new(Domain::for_address(at), Type::STREAM, by_mptcp.then(|| Protocol::from(MPTCP)))?;
+fn dismiss(at: SocketAddr, how: &str) -> std::io::Result<IpAddr> {
+    let socket = Socket::new(
+        Domain::for_address(at),
+        Type::STREAM,
+        (how == "mptcp").then(|| Protocol::from(MPTCP)),
+    )?;
     socket.set_reuse_address(true)?;
+    if let Some(interface) = how.strip_prefix("bound:") {
+        socket.bind_device(Some(interface.as_bytes()))?;
+    }
     socket.bind(&at.into())?;
     socket.listen(16)?;
     let listener = TcpListener::from(socket);
@@ -92,9 +117,12 @@ fn dismiss(at: SocketAddr, by_mptcp: bool) -> std::io::Result<IpAddr> {
 }
 
 /// Connects from `from` and reads the greeting to its end.
-fn greeted(to: SocketAddr, from: Option<SocketAddr>, in_a_hurry: bool) -> std::io::Result<IpAddr> {
+fn greeted(to: SocketAddr, from: Option<SocketAddr>, by: Option<&str>, in_a_hurry: bool) -> std::io::Result<IpAddr> {
     let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
     socket.set_reuse_address(true)?;
+    if let Some(interface) = by {
+        socket.bind_device(Some(interface.as_bytes()))?;
+    }
     if let Some(from) = from {
         socket.bind(&from.into())?;
     }
@@ -126,6 +154,7 @@ fn datagrams(how: &str, at: SocketAddr) -> std::io::Result<Socket> {
     socket.set_reuse_address(how == "shared")?;
     match how {
         "bound" => socket.bind_device(Some(interface.as_bytes()))?,
+        "foreign" => socket.set_freebind_v6(true)?,
         "marked" => socket.set_mark(interface.parse().unwrap_or(0))?,
         "shared" if !interface.is_empty() => socket.bind_device(Some(interface.as_bytes()))?,
         _ => {}
@@ -173,6 +202,29 @@ fn echo(at: SocketAddr, how: &str) -> std::io::Result<IpAddr> {
         }
     });
     Ok(at.ip())
+}
+
+/// Counts what this socket receives.
+fn count(socket: Socket) {
+    std::thread::spawn(move || {
+        while socket.recv(&mut [MaybeUninit::uninit(); 256]).is_ok() {
+            TAKEN.fetch_add(1, Ordering::AcqRel);
+        }
+    });
+}
+
+fn wait(peer: SocketAddr, at: u16) -> std::io::Result<IpAddr> {
+    let socket = datagrams("plain", SocketAddr::from(([0u16; 8], at)))?;
+    socket.connect(&peer.into())?;
+    count(socket);
+    Ok(peer.ip())
+}
+
+fn overhear(from: SocketAddr, protocol: u8) -> std::io::Result<IpAddr> {
+    let socket = Socket::new(Domain::for_address(from), Type::RAW, Some(Protocol::from(i32::from(protocol))))?;
+    socket.connect(&from.into())?;
+    count(socket);
+    Ok(from.ip())
 }
 
 /// See [`Person::forges_a_question_and_answers`].
