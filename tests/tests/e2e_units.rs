@@ -275,7 +275,7 @@ impl Story {
         app.sh("umount /sys/fs/bpf 2>/dev/null || true; mkdir -p /etc/cloison; echo 'loopback_guard = true' >>/etc/cloison/agent.toml")?;
         app.ok(&["systemctl", "restart", "cloison-agent"])?;
         self.says("redis", "/sys/fs/bpf is no file system of type bpf")?;
-        app.sh("mount -t bpf bpf /sys/fs/bpf && systemctl restart cloison-agent")?;
+        app.sh("mount -t bpf -o mode=0700 bpf /sys/fs/bpf; systemctl restart cloison-agent")?;
         self.works()?;
         let is_guarded = || -> Result<()> {
             for port in [5432, 5678, 6379, 80] {

@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use cloison_agent::attach::claim_table::mark;
+use cloison_agent::attach::guard::{Guard, GuardError};
 use cloison_agent::dataplane::Enforcement;
 use cloison_agent::sys::netns::NetNs;
 
@@ -295,6 +296,21 @@ fn programs_are_pinned_as_a_whole_and_where_nobody_else_writes() -> Outcome {
             "{owner} {mode:o}: {report:?}"
         );
     }
+    Ok(())
+}
+
+#[test]
+fn where_listeners_leave_their_streams_to_each_other_nobody_is_guarded() -> Outcome {
+    let programs = Programs::new()?;
+    let ns = fresh()?;
+    let opens = |migrates: u8| {
+        inside(&ns, || {
+            run("sysctl", &format!("-qw net.ipv4.tcp_migrate_req={migrates}"))?;
+            Ok(Guard::open(programs.place()).map(drop))
+        })
+    };
+    assert!(matches!(opens(1)?, Err(GuardError::Migrates)));
+    assert!(opens(0)?.is_ok());
     Ok(())
 }
 
