@@ -155,13 +155,17 @@ impl Guard {
     /// [`Guard::keep`].
     ///
     /// # Errors
-    /// [`GuardError`]: the kernel does not take the programs, or `place` cannot hold them.
+    /// [`GuardError`]: the kernel does not take the programs, `place` cannot hold them, or they would not help.
     pub fn open(place: &Path) -> Result<Self, GuardError> {
-        if !is_for_programs(place) {
-            return Err(GuardError::NoPlace(place.to_owned()));
-        }
         if std::fs::read_to_string(MIGRATES).is_ok_and(|text| text.trim() != "0") {
             return Err(GuardError::Migrates);
+        }
+        Self::take_up(place)
+    }
+
+    fn take_up(place: &Path) -> Result<Self, GuardError> {
+        if !is_for_programs(place) {
+            return Err(GuardError::NoPlace(place.to_owned()));
         }
         let folder = place.join(FOLDER);
         let refused = |what| {
@@ -279,7 +283,7 @@ impl Guard {
         if !own.join(HOMES).exists() {
             return Ok(None);
         }
-        let mut guard = Self::open(place)?;
+        let mut guard = Self::take_up(place)?;
         let opened = guard.open_again(guard.known.iter().copied().collect());
         opened
             .map(|()| Some(guard))
