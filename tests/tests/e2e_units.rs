@@ -275,6 +275,8 @@ impl Story {
         app.sh("umount /sys/fs/bpf 2>/dev/null || true; mkdir -p /etc/cloison; echo 'loopback_guard = true' >>/etc/cloison/agent.toml")?;
         app.ok(&["systemctl", "restart", "cloison-agent"])?;
         self.says("redis", "/sys/fs/bpf is no file system of type bpf")?;
+        let doctor = exposed()?;
+        ensure!(doctor.contains("redis (unit:redis-server.service) is unenforced"), "{doctor}");
         app.sh("mount -t bpf -o mode=0700 bpf /sys/fs/bpf; systemctl restart cloison-agent")?;
         self.works()?;
         let is_guarded = || -> Result<()> {

@@ -5,7 +5,7 @@ mod exposure;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use cloison_proto::status::{Link, PingOutcome};
+use cloison_proto::status::{Enforcement, Instance, Link, PingOutcome};
 
 use super::facts::{Exposed, Facts, Kernel, PeerPath, Table, Unusable};
 use super::path_mtu::Passes;
@@ -38,6 +38,7 @@ pub fn findings(facts: &Facts) -> Report {
     found.extend(foreign(facts));
     found.extend(kernel(&facts.kernel));
     found.extend(hosts(facts));
+    found.extend(attached(facts));
     found.extend(exposure::findings(&facts.exposure));
     Report {
         running: facts.agent.is_ok(),
@@ -441,6 +442,28 @@ fn kernel(kernel: &Kernel) -> Vec<Finding> {
     }
     if found.is_empty() {
         found.push(Finding::ok(CHECK, "no setting is in the way"));
+    }
+    found
+}
+
+/// Components of this host that are not attached; nothing to say while the agent does not run.
+fn attached(facts: &Facts) -> Vec<Finding> {
+    const CHECK: &str = "attached";
+    let instances = facts.agent.as_ref().map_or([].as_slice(), |status| &status.instances);
+    let unenforced = |instance: &Instance| match &instance.enforcement {
+        Enforcement::Unenforced { why } => Some(Finding::problem(
+            CHECK,
+            format!(
+                "{} ({}) is unenforced, so that nothing reaches it and it reaches nothing: {why}",
+                instance.component, instance.attachment
+            ),
+            "mend what the reason names; the agent tries again every few seconds",
+        )),
+        Enforcement::Isolated { .. } | Enforcement::Bound { .. } | Enforcement::Shared => None,
+    };
+    let mut found: Vec<Finding> = instances.iter().filter_map(unenforced).collect();
+    if found.is_empty() && !instances.is_empty() {
+        found.push(Finding::ok(CHECK, "what is claimed as a component here is enforced"));
     }
     found
 }

@@ -161,6 +161,49 @@ fn an_agent_that_does_not_run_and_a_host_that_is_not_enrolled_are_two_things() -
 }
 
 #[test]
+fn a_component_that_is_not_enforced_is_a_problem_with_its_reason() -> Outcome {
+    let instance = |component: &str, enforcement| -> Result<Instance, Box<dyn std::error::Error>> {
+        Ok(Instance {
+            component: component.parse()?,
+            addresses: Vec::new(),
+            attachment: format!("unit:{component}.service"),
+            enforcement,
+            last_denial: None,
+        })
+    };
+    let (bound, why) = (Enforcement::Bound { by: "x".into() }, "no CAP_BPF".to_owned());
+    let instances = vec![
+        instance("redis", bound)?,
+        instance("n8n", Enforcement::Unenforced { why })?,
+        instance("rest", Enforcement::Shared)?,
+    ];
+    let with = |kept: &[Instance]| {
+        let kept = kept.to_vec();
+        move |f: &mut Facts| {
+            if let Ok(status) = &mut f.agent {
+                status.instances = kept;
+            }
+        }
+    };
+    let found = one(with(&instances))?;
+    expect(
+        &found,
+        "attached",
+        Level::Problem,
+        &["n8n (unit:n8n.service)", "no CAP_BPF", "tries again"],
+    );
+    let mut facts = well()?;
+    with(instances.get(..1).unwrap_or_default())(&mut facts);
+    assert!(
+        findings(&facts)
+            .findings
+            .iter()
+            .any(|f| f.check == "attached" && f.level == Level::Ok)
+    );
+    Ok(())
+}
+
+#[test]
 fn the_state_directory_open_to_others_is_a_problem() -> Outcome {
     let open = Exposed {
         path: "/var/lib/cloison-agent".into(),
