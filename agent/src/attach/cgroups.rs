@@ -108,29 +108,28 @@ impl Tree {
         })
     }
 
-    /// Which of these ids are still cgroups, wherever; `None` if not everything could be looked at.
+    /// Those of these ids that are still cgroups, wherever; as far as they can be found.
     #[must_use]
-    pub fn there(&self, ids: &BTreeSet<u64>) -> Option<BTreeSet<u64>> {
-        let (mut found, mut open, mut seen) = (BTreeSet::new(), vec![self.root.clone()], 0);
-        while let Some(directory) = open.pop() {
-            let entries = match std::fs::read_dir(&directory) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                entries => entries.ok()?,
-            };
-            for entry in entries {
-                let entry = entry.ok()?;
-                if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+    pub fn there(&self, ids: &BTreeSet<u64>) -> Vec<Cgroup> {
+        let (mut found, mut open, mut left) = (Vec::new(), vec![(String::new(), 1)], MAX_CGROUPS);
+        while let Some((parent, level)) = open.pop() {
+            // What is somebody else's may be shut to us.
+            let entries = std::fs::read_dir(self.place(&parent)).into_iter().flatten().flatten();
+            let children = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+            for child in children.take(left) {
+                left -= 1;
+                let (id, Ok(name)) = (child.ino(), child.file_name().into_string()) else {
                     continue;
+                };
+                let path = format!("{parent}/{name}");
+                if ids.contains(&id) {
+                    let path = path.clone();
+                    found.push(Cgroup { id, level, path });
                 }
-                seen += 1;
-                if seen > MAX_CGROUPS {
-                    return None;
-                }
-                found.extend(Some(entry.ino()).filter(|id| ids.contains(id)));
-                open.push(entry.path());
+                open.push((path, level.saturating_add(1)));
             }
         }
-        Some(found)
+        found
     }
 
     /// Looks for the cgroups of these claims.
@@ -403,8 +402,11 @@ mod tests {
         let id = |path: &str| std::fs::metadata(root.path().join(path)).map(|metadata| metadata.ino());
         let ids = BTreeSet::from([id("system.slice/a.service/inner")?, id("elsewhere/deep")?]);
         let with_others = ids.iter().copied().chain([1]).collect();
-        assert_eq!(tree.there(&with_others), Some(ids));
-        assert_eq!(Tree::at(root.path().join("none")).there(&with_others), Some(BTreeSet::new()));
+        let mut found = tree.there(&with_others);
+        found.sort_unstable_by_key(|cgroup| cgroup.level);
+        let found: Vec<_> = found.iter().map(|c| (c.path.as_str(), c.level, ids.contains(&c.id))).collect();
+        assert_eq!(found, [("/elsewhere/deep", 2, true), ("/system.slice/a.service/inner", 3, true)]);
+        assert_eq!(Tree::at(root.path().join("none")).there(&with_others), []);
         Ok(())
     }
 

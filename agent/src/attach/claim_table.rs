@@ -265,11 +265,12 @@ impl ClaimTable {
             let _ = writeln!(text, "    oifname \"lo\" {source} {destination} goto speaking");
         }
         let signed = if self.is_guarded() {
-            "    oifname \"lo\" jump signing\n"
+            // What goes to a group leaves by another interface and comes back.
+            format!("    oifname \"lo\" jump signing\n    oifname != \"lo\" meta mark & {MARK_MASK:#x} == {MARK:#x} jump signing\n")
         } else {
-            ""
+            String::new()
         };
-        text + &stays_away("oifname", range) + signed
+        text + &stays_away("oifname", range) + &signed
     }
 
     /// What stands first in the chain of packets that arrive.

@@ -266,13 +266,10 @@ impl Claims {
 
     /// Takes marks and guard away from the cgroups of these members, whoever set them; for `leave`.
     pub fn unmark(tree: Option<&Tree>, members: &[Member], guard: &Path) {
-        let claimed = tree.map(|tree| (tree, tree.scan(&claims_of(members)).claimed));
-        Held::end(
-            claimed
-                .iter()
-                .flat_map(|(tree, all)| all.iter().filter_map(|(c, _)| tree.open(c).ok())),
-            guard,
-        );
+        if let Some(tree) = tree {
+            let claimed = tree.scan(&claims_of(members)).claimed;
+            Held::end(tree, claimed.iter().map(|(cgroup, _)| cgroup), guard);
+        }
     }
 }
 
@@ -303,6 +300,8 @@ impl State {
             .members
             .extend(self.shown().into_iter().map(|(component, by)| (component, Ok(by))));
         if self.bound.is_empty() {
+            // Nobody follows the cgroups any more.
+            self.mark();
             self.store_owners(false);
             return settled;
         }
@@ -420,7 +419,7 @@ impl State {
         let claimed = self.scan.claimed.iter();
         let claimed = claimed.filter_map(|(cgroup, component)| Some((cgroup, *marks.get(component)?)));
         if let Some(tree) = &self.tree {
-            // Who just was not found, or not bound, stays guarded.
+            // Who just was not found, or not bound, stays as he is.
             self.held.hold(tree, claimed, self.lets_go && !self.scan.is_cut);
         }
     }

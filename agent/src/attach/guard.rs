@@ -6,8 +6,8 @@
 //! ([`super::claim_table`]). It is heard
 //!
 //! - by a listener if the mark is that of the deepest claimed cgroup which the socket is in;
-//! - by a UDP socket if the mark is that one, or if it comes from a port that this very socket has asked something by loopback, before anybody of its own
-//!   did so from there ([`Guard`]'s second program takes note of that): a server's answers open no port;
+//! - by a UDP socket if the mark is that one, or if it comes from a port that this very socket has asked something by loopback, and from which nobody of
+//!   its own has asked its port ([`Guard`]'s second program takes note of that): a server's answers open no port, also not from a socket for each client;
 //! - by a TCP socket that is no listener in any case: who began was heard before, or it was itself;
 //! - by any other socket but those for ICMP if the mark is that one.
 //!
@@ -35,8 +35,9 @@ const PLACES: [&str; 2] = ["/run/cloison/bpf", "/sys/fs/bpf"];
 /// takes these for its own.
 const FOLDER: &str = "cloison/guard-1";
 
-/// What is pinned in it; the map `asked` lives by the programs.
+/// What is pinned in it.
 const HOMES: &str = "homes";
+const TALKS: &str = "talks";
 const ASKS: &str = "asks";
 const HEARS: &str = "hears";
 
@@ -46,12 +47,8 @@ const MIGRATES: &str = "/proc/sys/net/ipv4/tcp_migrate_req";
 /// Most cgroups that are guarded at a time.
 const MAX_HOMES: u32 = 4_096;
 
-/// How many pairs of a UDP socket and a port, of all guarded components together, are remembered.
-const MAX_ASKED: u32 = 16_384;
-
-/// Who was the first to send between the two, by loopback: the socket itself, or somebody of its own component at that port.
-const ASKED: i32 = 1;
-const WAS_ASKED: i32 = 2;
+/// How many pairs of a UDP socket and a port are remembered of each component: one cannot have those of another forgotten.
+const MAX_TALKS: u32 = 2_048;
 
 /// How deep a claimed cgroup may be below the root of all, that of the machine that this host is a container of.
 const MAX_LEVELS: i32 = 32;
@@ -65,6 +62,7 @@ const PACKET_SOCKET: i16 = 168;
 /// Offsets in `struct bpf_sock`.
 const SOCKET_TYPE: i16 = 8;
 const SOCKET_PROTOCOL: i16 = 12;
+const SOCKET_OWN_PORT: i16 = 44;
 const SOCKET_PEER_PORT: i16 = 48;
 const SOCKET_STATE: i16 = 72;
 
@@ -79,9 +77,6 @@ const LISTEN: i32 = 10;
 
 /// `SOCK_RAW` (linux/net.h).
 const RAW: i32 = 3;
-
-/// `BPF_NOEXIST`: what is there stays.
-const IF_NEW: i32 = 1;
 
 /// Protocol numbers; the last one is no packet's.
 const TCP: i32 = 6;
@@ -98,8 +93,9 @@ const DESTINATION_PORT: i32 = 2;
 /// Where on the stack a key of a map is: eight bytes.
 const KEY: i16 = -8;
 
-/// Where a value is, or a part of a packet.
+/// Where a value is, or a part of a packet, and the port at the other end.
 const VALUE: i16 = -16;
+const PORT: i16 = -24;
 
 /// What the kernel is told.
 const REFUSED: i32 = 0;
@@ -114,10 +110,12 @@ pub struct Guard {
     asks: Program,
     /// The mark of each guarded cgroup, by its id.
     homes: Map,
+    /// For each mark, a map of who talks by UDP: which of its sockets has asked which port, and which of its ports is asked by its own.
+    talks: Map,
     /// Whose mark is in `homes`.
     known: BTreeSet<u64>,
-    /// Those of them that are no cgroup any more.
-    gone: BTreeSet<u64>,
+    /// Which marks are in `talks`.
+    talking: BTreeSet<u64>,
     /// Of which cgroups it is known that programs are attached, with their marks.
     closed: BTreeMap<u64, u32>,
 }
@@ -181,46 +179,55 @@ impl Guard {
             }
         }
         let found = Self::pinned(&folder);
-        let (hears, asks, homes) = match found {
+        let mut guard = match found {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Self::pin(&folder),
             known => known,
         }
         .map_err(refused("cannot keep programs in"))?;
-        let known = homes.keys().map_err(refused("cannot read a map in"))?.into_iter().collect();
+        guard.known = guard.homes.keys().map_err(refused("cannot read a map in"))?.into_iter().collect();
+        guard.talking = guard.talks.keys().map_err(refused("cannot read a map in"))?.into_iter().collect();
+        Ok(guard)
+    }
+
+    /// What is pinned there, all of it.
+    fn pinned(folder: &Path) -> io::Result<Self> {
         Ok(Self {
-            hears,
-            asks,
-            homes,
-            known,
-            gone: BTreeSet::new(),
+            homes: Map::pinned(&folder.join(HOMES))?,
+            talks: Map::pinned(&folder.join(TALKS))?,
+            asks: Program::pinned(&folder.join(ASKS), Hook::Sent)?,
+            hears: Program::pinned(&folder.join(HEARS), Hook::Received)?,
+            known: BTreeSet::new(),
+            talking: BTreeSet::new(),
             closed: BTreeMap::new(),
         })
     }
 
-    /// What is pinned there, all of it.
-    fn pinned(folder: &Path) -> io::Result<(Program, Program, Map)> {
-        let homes = Map::pinned(&folder.join(HOMES))?;
-        let asks = Program::pinned(&folder.join(ASKS), Hook::Sent)?;
-        Ok((Program::pinned(&folder.join(HEARS), Hook::Received)?, asks, homes))
-    }
-
     /// Loads all of it, and pins it. A program knows the maps that it was loaded with: what is left of others goes first, and the last to be there
     /// is what makes it complete.
-    fn pin(folder: &Path) -> io::Result<(Program, Program, Map)> {
-        for name in [HEARS, ASKS, HOMES] {
+    fn pin(folder: &Path) -> io::Result<Self> {
+        for name in [HEARS, ASKS, TALKS, HOMES] {
             match std::fs::remove_file(folder.join(name)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
         }
         let homes = Map::create("cloison_homes", MAX_HOMES)?;
-        let asked = Map::create_forgetful("cloison_asked", MAX_ASKED)?;
-        let hears = Program::load("cloison_hears", Hook::Received, &hearing(&homes, &asked)?)?;
-        let asks = Program::load("cloison_asks", Hook::Sent, &asking(&asked)?)?;
+        let talks = Map::create_of_maps("cloison_talks", MAX_HOMES, &new_talks()?)?;
+        let hears = Program::load("cloison_hears", Hook::Received, &hearing(&homes, &talks)?)?;
+        let asks = Program::load("cloison_asks", Hook::Sent, &asking(&homes, &talks)?)?;
         homes.pin(&folder.join(HOMES))?;
+        talks.pin(&folder.join(TALKS))?;
         asks.pin(&folder.join(ASKS))?;
         hears.pin(&folder.join(HEARS))?;
-        Ok((hears, asks, homes))
+        Ok(Self {
+            hears,
+            asks,
+            homes,
+            talks,
+            known: BTreeSet::new(),
+            talking: BTreeSet::new(),
+            closed: BTreeMap::new(),
+        })
     }
 
     /// Has the cgroup of this id, which is open as `directory`, be reached on loopback by those with this mark alone.
@@ -228,7 +235,12 @@ impl Guard {
     /// # Errors
     /// The kernel's: it is not guarded then.
     pub fn close(&mut self, id: u64, directory: BorrowedFd<'_>, mark: u32) -> io::Result<()> {
-        // First the map, so that the programs know it from their first packet on; what it sends is noted before what it hears is judged.
+        self.make_room();
+        // First the maps, so that the programs know it from their first packet on; what it sends is noted before what it hears is judged.
+        if !self.talking.contains(&mark.into()) {
+            self.talks.set_map(mark.into(), &new_talks()?)?;
+            self.talking.insert(mark.into());
+        }
         self.homes.set(id, mark)?;
         self.known.insert(id);
         self.asks.attach_beside_others(directory)?;
@@ -243,51 +255,69 @@ impl Guard {
         self.closed.get(&id) == Some(&mark)
     }
 
-    /// Opens all cgroups again but these, as far as they are still there: `there` says which of some others are, if that is known.
-    ///
-    /// # Errors
-    /// The kernel's, after having tried all of it.
-    pub fn keep(&mut self, ids: &BTreeSet<u64>, there: impl FnOnce(&BTreeSet<u64>) -> Option<BTreeSet<u64>>) -> io::Result<()> {
-        self.closed.retain(|id, _| ids.contains(id));
-        let others: BTreeSet<u64> = self.known.difference(ids).copied().filter(|id| !self.gone.contains(id)).collect();
-        let there = if others.is_empty() { None } else { there(&others) };
-        let Some(there) = there else { return Ok(()) };
-        self.gone.extend(others.difference(&there));
-        // Those that went first, if there are too many.
-        let room = MAX_HOMES as usize / 2;
-        let oldest = self.gone.iter().copied().take(self.gone.len().saturating_sub(room));
-        let open: Vec<u64> = there.iter().copied().chain(oldest).collect();
-        self.open_again(open)
+    /// Those whom an agent before has left guarded, and who are not guarded by this one yet.
+    #[must_use]
+    pub fn left(&self) -> BTreeSet<u64> {
+        self.known.iter().copied().filter(|id| !self.closed.contains_key(id)).collect()
     }
 
-    fn open_again(&mut self, ids: Vec<u64>) -> io::Result<()> {
-        let mut all = Ok(());
-        for id in ids {
-            match self.homes.remove(id) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => all = Err(error),
-                _ => {
-                    self.known.remove(&id);
-                    self.gone.remove(&id);
-                }
+    /// Opens a cgroup again.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn open_again(&mut self, id: u64) -> io::Result<()> {
+        self.closed.remove(&id);
+        match self.homes.remove(id) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => {
+                self.known.remove(&id);
+                Ok(())
             }
         }
-        all
+    }
+
+    /// That a cgroup has gone. Its sockets may be somewhere still.
+    pub fn has_gone(&mut self, id: u64) {
+        self.closed.remove(&id);
+    }
+
+    /// Forgets those that went first, if there are too many; the numbers of cgroups grow.
+    fn make_room(&mut self) {
+        let many = self.known.len().saturating_sub(MAX_HOMES as usize / 2);
+        if many > 0 {
+            for id in self.left().into_iter().take(many) {
+                let _stays = self.open_again(id);
+            }
+        }
+        // The notes of those who are no component any more.
+        let homes: BTreeSet<u64> = self.closed.values().map(|mark| u64::from(*mark)).collect();
+        for mark in self.talking.difference(&homes).copied().collect::<Vec<u64>>() {
+            if self.talking.len() > MAX_HOMES as usize / 2 && self.talks.remove(mark).is_ok() {
+                self.talking.remove(&mark);
+            }
+        }
+    }
+
+    /// Opens all cgroups again that agents of other versions have left guarded, and takes away what they have pinned.
+    ///
+    /// # Errors
+    /// [`GuardError`].
+    pub fn end_others(place: &Path) -> Result<(), GuardError> {
+        for folder in folders(place).filter(|folder| !folder.ends_with(FOLDER)) {
+            empty(&folder)
+                .and_then(|()| std::fs::remove_dir_all(&folder))
+                .map_err(|error| GuardError::Refused("cannot take away", folder, error))?;
+        }
+        Ok(())
     }
 
     /// Opens all cgroups again that an agent has left guarded. Its programs stay where they are, for one that guards them again.
     ///
     /// # Errors
     /// [`GuardError`].
-    pub fn release(place: &Path) -> Result<Option<Self>, GuardError> {
-        let own = place.join(FOLDER);
-        if !own.join(HOMES).exists() {
-            return Ok(None);
-        }
-        let mut guard = Self::take_up(place)?;
-        let opened = guard.open_again(guard.known.iter().copied().collect());
-        opened
-            .map(|()| Some(guard))
-            .map_err(|error| GuardError::Refused("cannot empty a map in", own, error))
+    pub fn release(place: &Path) -> Result<(), GuardError> {
+        let emptied = |folder: PathBuf| empty(&folder).map_err(|error| GuardError::Refused("cannot empty a map in", folder, error));
+        folders(place).try_for_each(emptied)
     }
 
     /// The same, and takes the programs away, as far as they are attached to these cgroups.
@@ -295,20 +325,43 @@ impl Guard {
     /// # Errors
     /// [`GuardError`].
     pub fn end<'a>(place: &Path, cgroups: impl IntoIterator<Item = BorrowedFd<'a>>) -> Result<(), GuardError> {
-        let Some(guard) = Self::release(place)? else { return Ok(()) };
-        for cgroup in cgroups {
-            // Those that are left somewhere let everything pass.
-            let _not_there = (guard.hears.detach(cgroup), guard.asks.detach(cgroup));
-        }
+        Self::release(place)?;
         let own = place.join(FOLDER);
-        std::fs::remove_dir_all(&own).map_err(|error| GuardError::Refused("cannot take away", own, error))
+        if let Ok(guard) = Self::pinned(&own) {
+            for cgroup in cgroups {
+                // Those that are left somewhere let everything pass.
+                let _not_there = (guard.hears.detach(cgroup), guard.asks.detach(cgroup));
+            }
+        }
+        folders(place)
+            .try_for_each(|folder| std::fs::remove_dir_all(&folder).map_err(|error| GuardError::Refused("cannot take away", folder, error)))
     }
 }
 
+/// The folders of all versions.
+fn folders(place: &Path) -> impl Iterator<Item = PathBuf> {
+    let all = place.join(FOLDER).parent().map(std::fs::read_dir);
+    all.into_iter().flatten().flatten().flatten().map(|entry| entry.path())
+}
+
+/// Takes everybody from the map `homes` that is pinned there.
+fn empty(folder: &Path) -> io::Result<()> {
+    let homes = match Map::pinned(&folder.join(HOMES)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        homes => homes?,
+    };
+    homes.keys()?.into_iter().try_for_each(|id| homes.remove(id))
+}
+
+/// Where nobody has talked yet.
+fn new_talks() -> io::Result<Map> {
+    Map::create_forgetful("cloison_talks", MAX_TALKS)
+}
+
 /// Whether what is about to be received may be.
-fn hearing(homes: impl AsFd, asked: impl AsFd) -> io::Result<Code> {
+fn hearing(homes: impl AsFd, talks: impl AsFd) -> io::Result<Code> {
     let mut code = Code::default();
-    let [local, raw, stream, judge, found, own, answer, heard, refused, passes] = std::array::from_fn(|_| code.label());
+    let [local, raw, stream, judge, own, answer, heard, refused, passes] = std::array::from_fn(|_| code.label());
     code.copy(R6, R1);
     code.load(Word, R2, R6, PACKET_INTERFACE);
     code.jump_if(R2, LOOPBACK, local);
@@ -329,31 +382,17 @@ fn hearing(homes: impl AsFd, asked: impl AsFd) -> io::Result<Code> {
     code.load(Word, R2, R7, SOCKET_STATE);
     code.jump_unless(R2, LISTEN, passes);
     code.here(judge);
-    // The deepest cgroup that is somebody's home.
-    for level in (1..=MAX_LEVELS).rev() {
-        let next = code.label();
-        code.copy(R1, R6);
-        code.set(R2, level);
-        code.call(AncestorCgroup);
-        code.jump_if(R0, 0, next);
-        code.store(Double, Fp, KEY, R0);
-        look_up(&mut code, &homes)?;
-        code.jump_unless(R0, 0, found);
-        code.here(next);
-    }
-    code.jump(passes);
-    code.here(found);
-    code.load(Word, R9, R0, 0);
+    find_home(&mut code, homes, passes)?;
     code.load(Word, R2, R6, PACKET_MARK);
     code.jump_if_same(R2, R9, own);
     code.jump_if(R8, UDP, answer);
     code.jump_unless(R8, UDP_LITE, refused);
     code.here(answer);
-    find_talk(&mut code, SOURCE_PORT, refused);
-    look_up(&mut code, &asked)?;
-    code.jump_if(R0, 0, refused);
-    code.load(Word, R2, R0, 0);
-    code.jump_if(R2, ASKED, passes);
+    find_talks(&mut code, &talks, refused)?;
+    find_port(&mut code, SOURCE_PORT, refused);
+    key_of_question(&mut code);
+    look_up(&mut code);
+    code.jump_unless(R0, 0, passes);
     code.here(refused);
     code.set(R0, REFUSED);
     code.exit();
@@ -361,8 +400,14 @@ fn hearing(homes: impl AsFd, asked: impl AsFd) -> io::Result<Code> {
     code.jump_if(R8, UDP, heard);
     code.jump_unless(R8, UDP_LITE, passes);
     code.here(heard);
-    find_talk(&mut code, SOURCE_PORT, passes);
-    take_note(&mut code, &asked, WAS_ASKED)?;
+    // What is no answer of its own to its own is a question.
+    find_talks(&mut code, &talks, passes)?;
+    find_port(&mut code, SOURCE_PORT, passes);
+    key_of_question(&mut code);
+    look_up(&mut code);
+    code.jump_unless(R0, 0, passes);
+    key_of_service(&mut code);
+    take_note(&mut code);
     code.here(passes);
     code.set(R0, PASSES);
     code.exit();
@@ -370,7 +415,7 @@ fn hearing(homes: impl AsFd, asked: impl AsFd) -> io::Result<Code> {
 }
 
 /// Takes note of what was asked on loopback by a UDP socket. It refuses nothing.
-fn asking(asked: impl AsFd) -> io::Result<Code> {
+fn asking(homes: impl AsFd, talks: impl AsFd) -> io::Result<Code> {
     let mut code = Code::default();
     let [datagram, passes] = std::array::from_fn(|_| code.label());
     code.copy(R6, R1);
@@ -382,12 +427,50 @@ fn asking(asked: impl AsFd) -> io::Result<Code> {
     code.jump_if(R8, UDP, datagram);
     code.jump_unless(R8, UDP_LITE, passes);
     code.here(datagram);
-    find_talk(&mut code, DESTINATION_PORT, passes);
-    take_note(&mut code, &asked, ASKED)?;
+    find_home(&mut code, homes, passes)?;
+    find_talks(&mut code, talks, passes)?;
+    find_port(&mut code, DESTINATION_PORT, passes);
+    // What goes to a port from which this one was asked is an answer.
+    key_of_service(&mut code);
+    look_up(&mut code);
+    code.jump_unless(R0, 0, passes);
+    key_of_question(&mut code);
+    take_note(&mut code);
     code.here(passes);
     code.set(R0, PASSES);
     code.exit();
     Ok(code)
+}
+
+/// `R9` = the mark of the deepest cgroup around the socket that is somebody's home.
+fn find_home(code: &mut Code, homes: impl AsFd, none: Label) -> io::Result<()> {
+    let found = code.label();
+    for level in (1..=MAX_LEVELS).rev() {
+        let next = code.label();
+        code.copy(R1, R6);
+        code.set(R2, level);
+        code.call(AncestorCgroup);
+        code.jump_if(R0, 0, next);
+        code.store(Double, Fp, KEY, R0);
+        code.set_map(R1, &homes)?;
+        look_up_in(code);
+        code.jump_unless(R0, 0, found);
+        code.here(next);
+    }
+    code.jump(none);
+    code.here(found);
+    code.load(Word, R9, R0, 0);
+    Ok(())
+}
+
+/// `R8` = the map of who talks in the home `R9`.
+fn find_talks(code: &mut Code, talks: impl AsFd, none: Label) -> io::Result<()> {
+    code.store(Double, Fp, KEY, R9);
+    code.set_map(R1, talks)?;
+    look_up_in(code);
+    code.jump_if(R0, 0, none);
+    code.copy(R8, R0);
+    Ok(())
 }
 
 /// `R7` = the socket that the packet is sent by or for, `R8` = its protocol.
@@ -400,14 +483,14 @@ fn find_socket(code: &mut Code, none: Label) {
     code.load(Word, R8, R7, SOCKET_PROTOCOL);
 }
 
-/// Key = the socket's number, and the port at the other end: that which the socket is connected to, whatever nftables makes of it on the way, or one
-/// of the ports of the packet, which begins at the IP header (RFC 791 section 3.1, RFC 8200 section 3). The addresses say nothing: whoever has a
-/// port of one local address may write any other on what it sends.
-fn find_talk(code: &mut Code, port: i32, none: Label) {
-    let [version_4, ports, key] = std::array::from_fn(|_| code.label());
+/// Keeps the port at the other end: that which the socket is connected to, whatever nftables makes of it on the way, or one of the ports of the packet,
+/// which begins at the IP header (RFC 791 section 3.1, RFC 8200 section 3). The addresses say nothing: whoever has a port of one local address may
+/// write any other on what it sends.
+fn find_port(code: &mut Code, port: i32, none: Label) {
+    let [version_4, ports, found] = std::array::from_fn(|_| code.label());
     code.load(Half, R2, R7, SOCKET_PEER_PORT);
-    code.store(Half, Fp, VALUE, R2);
-    code.jump_unless(R2, 0, key);
+    code.store(Double, Fp, PORT, R2);
+    code.jump_unless(R2, 0, found);
     load_bytes(code, 0, 1, none);
     code.load(Byte, R2, Fp, VALUE);
     code.copy(R3, R2);
@@ -425,25 +508,42 @@ fn find_talk(code: &mut Code, port: i32, none: Label) {
     code.here(ports);
     code.add(R2, port);
     load_bytes_at(code, 2, none);
-    code.here(key);
+    code.load(Half, R2, Fp, VALUE);
+    code.store(Double, Fp, PORT, R2);
+    code.here(found);
+}
+
+/// Key = that this very socket has asked the port.
+fn key_of_question(code: &mut Code) {
     code.copy(R1, R6);
     code.call(SocketCookie);
     code.shift_left(R0, 16);
-    code.load(Half, R1, Fp, VALUE);
+    code.load(Double, R1, Fp, PORT);
     code.add_register(R0, R1);
     code.store(Double, Fp, KEY, R0);
 }
 
-/// Writes of the key who was first, if nothing is known yet.
-fn take_note(code: &mut Code, map: impl AsFd, who: i32) -> io::Result<()> {
-    code.set(R1, who);
-    code.store(Word, Fp, VALUE, R1);
-    code.set_map(R1, map)?;
+/// Key = that the socket's own port was asked from the port, by its own. No socket has a number with this upper bit.
+fn key_of_service(code: &mut Code) {
+    code.set(R0, 1);
+    code.shift_left(R0, 63);
+    code.load(Word, R1, R7, SOCKET_OWN_PORT);
+    code.shift_left(R1, 16);
+    code.add_register(R0, R1);
+    code.load(Double, R1, Fp, PORT);
+    code.add_register(R0, R1);
+    code.store(Double, Fp, KEY, R0);
+}
+
+/// Writes down the key.
+fn take_note(code: &mut Code) {
+    code.set(R1, 1);
+    code.store(Double, Fp, VALUE, R1);
+    code.copy(R1, R8);
     point_to(code, R2, KEY);
     point_to(code, R3, VALUE);
-    code.set(R4, IF_NEW);
+    code.set(R4, 0);
     code.call(MapUpdate);
-    Ok(())
 }
 
 /// Loads so many bytes of the packet, from `offset` on, into the place of the value.
@@ -461,12 +561,16 @@ fn load_bytes_at(code: &mut Code, length: i32, none: Label) {
     code.jump_unless(R0, 0, none);
 }
 
-/// `R0` = what the map says of the key, or null.
-fn look_up(code: &mut Code, map: impl AsFd) -> io::Result<()> {
-    code.set_map(R1, map)?;
+/// `R0` = what the map of who talks says of the key, or null.
+fn look_up(code: &mut Code) {
+    code.copy(R1, R8);
+    look_up_in(code);
+}
+
+/// The same of the map in `R1`.
+fn look_up_in(code: &mut Code) {
     point_to(code, R2, KEY);
     code.call(MapLookup);
-    Ok(())
 }
 
 /// A pointer to a place on the stack.
@@ -486,11 +590,11 @@ mod tests {
     fn programs_that_changed_have_another_folder() -> Result<(), Box<dyn std::error::Error>> {
         // Any descriptor with the number 0.
         let map = io::stdin();
-        let code = [hearing(&map, &map)?.instructions()?, asking(&map)?.instructions()?].concat();
+        let code = [hearing(&map, &map)?.instructions()?, asking(&map, &map)?.instructions()?].concat();
         let digest = Sha256::digest(code.concat());
         let known = (
             "cloison/guard-1",
-            "a61d13b63b2a360fe79c315308cfaeedafec0fcc92953b9a966c9e475b067550",
+            "692a8b33abb4c10bb2e96e00bf77f7b2e2017e1c16b4c4b5c7c5f75346176d0d",
         );
         assert_eq!(
             (FOLDER, format!("{digest:x}").as_str()),

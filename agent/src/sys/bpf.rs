@@ -236,7 +236,7 @@ impl Map {
     /// As for loading a program.
     pub fn create(name: &str, entries: u32) -> io::Result<Self> {
         // BPF_MAP_TYPE_HASH
-        Self::make(name, entries, 1, NO_PREALLOC)
+        Self::make(name, entries, 1, NO_PREALLOC, 0)
     }
 
     /// An empty map that forgets what was not used for longest when it is full.
@@ -245,17 +245,26 @@ impl Map {
     /// As for loading a program.
     pub fn create_forgetful(name: &str, entries: u32) -> io::Result<Self> {
         // BPF_MAP_TYPE_LRU_HASH
-        Self::make(name, entries, 9, 0)
+        Self::make(name, entries, 9, 0, 0)
     }
 
-    fn make(name: &str, entries: u32, map_type: u32, flags: u32) -> io::Result<Self> {
+    /// An empty map whose values are maps like this one.
+    ///
+    /// # Errors
+    /// As for loading a program.
+    pub fn create_of_maps(name: &str, entries: u32, like: &Self) -> io::Result<Self> {
+        // BPF_MAP_TYPE_HASH_OF_MAPS
+        Self::make(name, entries, 13, NO_PREALLOC, number(like.as_fd())?)
+    }
+
+    fn make(name: &str, entries: u32, map_type: u32, flags: u32, inner: u32) -> io::Result<Self> {
         let request = Create {
             map_type,
             key_size: 8,
             value_size: 4,
             entries,
             flags,
-            inner: 0,
+            inner,
             node: 0,
             name: short(name),
         };
@@ -284,6 +293,14 @@ impl Map {
     /// E2BIG if the map is full.
     pub fn set(&self, key: u64, value: u32) -> io::Result<()> {
         bpf(MAP_UPDATE, &self.element(Some(&key), &raw const value)?).map(drop)
+    }
+
+    /// Makes a map an element of a map of maps, which keeps it alive.
+    ///
+    /// # Errors
+    /// E2BIG if the map is full; EINVAL if the other is not like those that it is for.
+    pub fn set_map(&self, key: u64, value: &Self) -> io::Result<()> {
+        self.set(key, number(value.as_fd())?)
     }
 
     /// Removes an element.

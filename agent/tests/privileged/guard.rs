@@ -10,7 +10,7 @@ use cloison_agent::attach::guard::{Guard, GuardError};
 use cloison_agent::dataplane::Enforcement;
 use cloison_agent::sys::netns::NetNs;
 
-use crate::claims::{at, shared_host};
+use crate::claims::{SILENCE, at, shared_host};
 use crate::mesh::{Component, Host, Mesh};
 use crate::person::{Group, Person};
 use crate::{Outcome, fresh, inside, ip, run};
@@ -39,6 +39,7 @@ impl Programs {
         ip(&ns, "addr add 2001:db8::9/64 dev wire0 nodad")?;
         ip(&ns, "link set wire0 up")?;
         ip(&ns, "link set wire1 up")?;
+        ip(&ns, "route add 239.0.0.0/8 dev wire0")?;
         Host::guarded(ns, is_guarded, self.place())
     }
 }
@@ -215,6 +216,95 @@ fn the_answers_of_a_server_open_no_port_to_it() -> Outcome {
         }
         Ok(())
     })
+}
+
+#[test]
+fn a_socket_for_each_client_is_reached_by_that_client_alone() -> Outcome {
+    on_both(|_, is_guarded, n8n, rogue| {
+        let server = at(LOCAL, 5678);
+        n8n.answers_by("child", server)?;
+        assert!(n8n.asks_by("plain@7003", server, None)?.is_ok(), "n8n itself");
+        // The client is gone, and its port is somebody else's.
+        let _no_answer = rogue.asks_by("plain@7003", server, None)?;
+        assert_eq!(n8n.taken()?, u32::from(!is_guarded), "by the port of a client that is gone");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_component_cannot_have_the_questions_of_another_forgotten() -> Outcome {
+    let programs = Programs::new()?;
+    let (group, other) = (Group::new("n8n")?, Group::new("other")?);
+    let mut host = programs.host(true)?;
+    host.apply(&shared_host(&group.attachment(), &other.attachment(), "host"))?;
+    let (mut n8n, mut flooder, mut resolver) = (host.person_in(0, &group)?, host.person_in(2003, &other)?, host.person(2004)?);
+    resolver.answers_by("late", at(LOCAL, 5300))?;
+    let answered = std::thread::scope(|scope| {
+        let asking = scope.spawn(|| n8n.asks_by("plain", at(LOCAL, 5300), None));
+        // The question is out.
+        std::thread::sleep(SILENCE / 10);
+        flooder.floods(at(LOCAL, 20_000))?;
+        asking.join().map_err(|_| "the question panicked")?
+    });
+    assert_eq!(answered?, Ok(LOCAL));
+    Ok(())
+}
+
+#[test]
+fn who_was_a_component_is_it_no_longer() -> Outcome {
+    let programs = Programs::new()?;
+    for is_guarded in [false, true] {
+        let (former, now) = (Group::new("former")?, Group::new("now")?);
+        let mut host = programs.host(is_guarded)?;
+        host.apply(&mesh(&former))?;
+        let (mut rogue, mut n8n, mut root) = (host.person_in(2003, &former)?, host.person_in(0, &now)?, host.person(0)?);
+        host.apply(&mesh(&now))?;
+        let (group, server) = (at([239, 1, 1, 1].into(), 6006), at(LOCAL, 5678));
+        n8n.answers_by("joined:192.0.2.9", group)?;
+        n8n.listens(server)?;
+        assert!(n8n.asks_by("plain", group, None)?.is_ok(), "n8n itself");
+        let answered = rogue.asks_by("plain", group, None)?;
+        assert_eq!(answered.is_err(), is_guarded, "by a group: {answered:?}");
+        // What was made before keeps its mark, which is nobody's word any more.
+        let mark = mark(mesh(&now).address("n8n")?);
+        let answered = root.asks_by(&format!("marked:{mark}"), group, None)?;
+        assert_eq!(answered.is_err(), is_guarded, "by a group with a mark: {answered:?}");
+        let ns = open(&host.ns)?;
+        drop(host);
+        inside(&ns, || run("nft", "delete table inet cloison_test"))?;
+        let reached = rogue.connects(server, None)?;
+        assert_eq!(reached.is_err(), is_guarded, "without agent and base table: {reached:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_an_agent_of_another_version_has_left_is_ended() -> Outcome {
+    let programs = Programs::new()?;
+    let (group, other) = (Group::new("n8n")?, Group::new("other")?);
+    for is_guarded in [true, false] {
+        let mut host = programs.host(true)?;
+        host.apply(&mesh(&group))?;
+        let ns = open(&host.ns)?;
+        let (mut n8n, mut rogue) = (host.person_in(0, &group)?, host.person(2003)?);
+        n8n.listens(at(LOCAL, 5678))?;
+        drop(host);
+        let folder = programs.place().join("cloison");
+        std::fs::rename(folder.join("guard-1"), folder.join("guard-0"))?;
+        let mut host = Host::guarded(ns, is_guarded, programs.place())?;
+        host.apply(&mesh(&other))?;
+        assert_eq!(
+            reached(&mut n8n, &mut rogue)?,
+            (true, true),
+            "as no component, guarded: {is_guarded}"
+        );
+        assert_eq!(
+            folder.join("guard-0").exists(),
+            !is_guarded,
+            "emptied at once, and taken away by the next"
+        );
+    }
+    Ok(())
 }
 
 #[test]

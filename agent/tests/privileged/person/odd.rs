@@ -14,6 +14,9 @@ use crate::claims::SILENCE;
 /// How many streams this process has taken.
 static TAKEN: AtomicU32 = AtomicU32::new(0);
 
+/// How many ports are flooded: more than are remembered of a component.
+const FLOOD: usize = 10_000;
+
 /// IPPROTO_MPTCP (RFC 8684 as Linux has it) and IPPROTO_UDPLITE (RFC 3828).
 const MPTCP: i32 = 262;
 const UDP_LITE: i32 = 136;
@@ -48,7 +51,7 @@ impl Person {
         self.attempt(&format!("hurry:{}", from.port()), to, Some(from.ip()))
     }
 
-    /// Answers each datagram: by a `plain` socket, a `lite` one, one that is `shared`, `foreign` (with any address), `marked:NUMBER`, `bound:INTERFACE` or in a group, `joined:ADDRESS` of the interface.
+    /// Answers each datagram: `late`, by a `child` for each who asks (which counts what comes then), or by a `plain` socket, a `lite` one, one that is `shared`, `foreign` (with any address), `marked:NUMBER`, `bound:INTERFACE` or in a group, `joined:ADDRESS` of the interface.
     pub(crate) fn answers_by(&mut self, how: &str, at: SocketAddr) -> Outcome {
         Ok(self.attempt(&format!("answer:{how}"), at, None)?.map(drop)?)
     }
@@ -57,6 +60,11 @@ impl Person {
     /// it, `shadowed:` says that another one of its own shares the port that is asked, on `lo`.
     pub(crate) fn asks_by(&mut self, how: &str, to: SocketAddr, from: Option<IpAddr>) -> Outcome<Attempt> {
         self.attempt(&format!("ask:{how}"), to, from)
+    }
+
+    /// Sends a datagram to each of so many ports, from the port of `to` on.
+    pub(crate) fn floods(&mut self, to: SocketAddr) -> Outcome {
+        Ok(self.attempt("flood", to, None)?.map(drop)?)
     }
 
     /// Waits for datagrams of one peer, and counts them with the streams that it takes.
@@ -87,6 +95,7 @@ pub(super) fn act(what: &str, at: SocketAddr, from: Option<IpAddr>) -> std::io::
         "greetedby" => greeted(at, None, Some(how), false),
         "answer" => echo(at, how),
         "ask" => ask(at, from, how),
+        "flood" => flood(at),
         "wait" => wait(at, how.parse().unwrap_or(0)),
         "overhear" => overhear(at, how.parse().unwrap_or(0)),
         "forge" => forge(at),
@@ -191,17 +200,41 @@ fn ask(to: SocketAddr, from: Option<IpAddr>, how: &str) -> std::io::Result<IpAdd
 }
 
 fn echo(at: SocketAddr, how: &str) -> std::io::Result<IpAddr> {
-    let socket = UdpSocket::from(datagrams(how, at)?);
+    let (is_late, has_children) = (how == "late", how == "child");
+    let socket = UdpSocket::from(datagrams(if has_children { "shared" } else { how }, at)?);
+    let answer_by_child = move |answer: &[u8], to: SocketAddr| -> std::io::Result<()> {
+        let child = datagrams("shared", at)?;
+        child.connect(&to.into())?;
+        child.send(answer)?;
+        count(child);
+        Ok(())
+    };
     std::thread::spawn(move || {
         let mut buffer = [0; 64];
         loop {
             // An error is what became of an answer.
-            if let Ok((length, from)) = socket.recv_from(&mut buffer) {
-                let _gone = socket.send_to(&buffer[..length], from);
+            let Ok((length, from)) = socket.recv_from(&mut buffer) else {
+                continue;
+            };
+            if is_late {
+                std::thread::sleep(SILENCE / 2);
             }
+            let _gone = if has_children {
+                answer_by_child(&buffer[..length], from)
+            } else {
+                socket.send_to(&buffer[..length], from).map(drop)
+            };
         }
     });
     Ok(at.ip())
+}
+
+fn flood(to: SocketAddr) -> std::io::Result<IpAddr> {
+    let socket = datagrams("plain", SocketAddr::from(([0; 4], 0)))?;
+    for port in (to.port()..).take(FLOOD) {
+        let _closed = socket.send_to(b"flood", &SocketAddr::from((to.ip(), port)).into());
+    }
+    Ok(to.ip())
 }
 
 /// Counts what this socket receives.
