@@ -284,16 +284,17 @@ impl State {
         self.held
             .take_up_guard(self.guard && wanted.members.iter().any(|member| member.claim.is_by_cgroup()));
         let mut bound: Vec<(Member, Option<u32>)> = Vec::new();
+        self.lets_go = true;
         for member in wanted.members {
             match self.resolve(&member, &bound) {
                 Ok(user) => bound.push((member, user)),
                 Err(why) => {
+                    self.lets_go &= !member.claim.is_by_cgroup();
                     settled.members.insert(member.component, Err(why));
                 }
             }
         }
         (self.bound, self.rest) = (bound, wanted.rest);
-        self.lets_go = settled.members.is_empty();
         self.look();
         self.levels = self.wanted_levels();
         settled

@@ -150,7 +150,7 @@ fn is_for_programs(place: &Path) -> bool {
 
 impl Guard {
     /// Takes up what an agent before has left at `place`, or loads the programs and pins them there. Who was guarded stays guarded until
-    /// [`Guard::keep`].
+    /// [`Guard::open_again`].
     ///
     /// # Errors
     /// [`GuardError`]: the kernel does not take the programs, `place` cannot hold them, or they would not help.
@@ -158,10 +158,6 @@ impl Guard {
         if std::fs::read_to_string(MIGRATES).is_ok_and(|text| text.trim() != "0") {
             return Err(GuardError::Migrates);
         }
-        Self::take_up(place)
-    }
-
-    fn take_up(place: &Path) -> Result<Self, GuardError> {
         if !is_for_programs(place) {
             return Err(GuardError::NoPlace(place.to_owned()));
         }
@@ -219,15 +215,7 @@ impl Guard {
         talks.pin(&folder.join(TALKS))?;
         asks.pin(&folder.join(ASKS))?;
         hears.pin(&folder.join(HEARS))?;
-        Ok(Self {
-            hears,
-            asks,
-            homes,
-            talks,
-            known: BTreeSet::new(),
-            talking: BTreeSet::new(),
-            closed: BTreeMap::new(),
-        })
+        Self::pinned(folder)
     }
 
     /// Has the cgroup of this id, which is open as `directory`, be reached on loopback by those with this mark alone.
@@ -235,7 +223,6 @@ impl Guard {
     /// # Errors
     /// The kernel's: it is not guarded then.
     pub fn close(&mut self, id: u64, directory: BorrowedFd<'_>, mark: u32) -> io::Result<()> {
-        self.make_room();
         // First the maps, so that the programs know it from their first packet on; what it sends is noted before what it hears is judged.
         if !self.talking.contains(&mark.into()) {
             self.talks.set_map(mark.into(), &new_talks()?)?;
@@ -281,18 +268,18 @@ impl Guard {
         self.closed.remove(&id);
     }
 
-    /// Forgets those that went first, if there are too many; the numbers of cgroups grow.
-    fn make_room(&mut self) {
-        let many = self.known.len().saturating_sub(MAX_HOMES as usize / 2);
-        if many > 0 {
-            for id in self.left().into_iter().take(many) {
-                let _stays = self.open_again(id);
-            }
+    /// Forgets cgroups that are gone, the first to go first, and the talks of who is no component any more, if there are too many. To be called
+    /// when all that are there are closed.
+    pub fn make_room(&mut self) {
+        let many = |all: usize| all.saturating_sub(MAX_HOMES as usize / 2);
+        // The numbers of cgroups grow.
+        for id in self.left().into_iter().take(many(self.known.len())) {
+            let _stays = self.open_again(id);
         }
-        // The notes of those who are no component any more.
         let homes: BTreeSet<u64> = self.closed.values().map(|mark| u64::from(*mark)).collect();
-        for mark in self.talking.difference(&homes).copied().collect::<Vec<u64>>() {
-            if self.talking.len() > MAX_HOMES as usize / 2 && self.talks.remove(mark).is_ok() {
+        let silent: Vec<u64> = self.talking.difference(&homes).copied().collect();
+        for mark in silent.into_iter().take(many(self.talking.len())) {
+            if self.talks.remove(mark).is_ok() {
                 self.talking.remove(&mark);
             }
         }

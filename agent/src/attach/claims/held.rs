@@ -101,6 +101,9 @@ impl Held {
         for cgroup in former.into_values().map(|marked| marked.cgroup).chain(left) {
             self.let_go(tree, &cgroup);
         }
+        if let Some(Ok(guard)) = &mut self.guard {
+            guard.make_room();
+        }
     }
 
     /// Takes mark and guard away from a cgroup that nobody claims any more. Of one that is gone there may be sockets somewhere: they stay guarded.
