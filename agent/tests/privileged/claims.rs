@@ -230,6 +230,34 @@ fn a_cgroup_that_is_made_anew_is_bound_again_and_one_that_is_unknown_is_nobody()
 }
 
 #[test]
+fn who_is_in_a_cgroup_around_a_claimed_one_is_of_the_rest() -> Outcome {
+    let around = Group::new("around")?;
+    let inner = around.below("n8n")?;
+    let mut mesh = shared_host(&inner.attachment(), "user:2002", "host");
+    mesh.rules
+        .extend([("rest", "postgres", "tcp/5432"), ("postgres", "rest", "tcp/5140")]);
+    let [one, two] = two_hosts(&mesh)?;
+    let (mut nobody, mut n8n, mut postgres) = (one.person_in(2004, &around)?, one.person_in(0, &inner)?, two.person(0)?);
+    let n8n_at = mesh.address("n8n")?.both();
+    for (n, (rest, at_postgres)) in mesh
+        .address("rest")?
+        .both()
+        .into_iter()
+        .zip(mesh.address("postgres")?.both())
+        .enumerate()
+    {
+        postgres.listens(at(at_postgres, 5432))?;
+        assert_eq!(nobody.connects(at(at_postgres, 5432), None)?, Ok(rest));
+        assert_eq!(n8n.connects(at(at_postgres, 5432), None)?, Ok(n8n_at[n]));
+        let refused = nobody.connects(at(at_postgres, 5432), Some(n8n_at[n]))?;
+        assert!(refused.is_err(), "with the address of the one inside: {refused:?}");
+        nobody.listens(at(rest, 5140))?;
+        assert!(postgres.connects(at(rest, 5140), None)?.is_ok(), "what is meant for the rest");
+    }
+    Ok(())
+}
+
+#[test]
 fn a_cgroup_that_becomes_another_component_speaks_from_its_address() -> Outcome {
     let (group, other) = (Group::new("n8n")?, Group::new("other")?);
     let mut mesh = shared_host(&group.attachment(), "user:2002", "host");

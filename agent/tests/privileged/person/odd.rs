@@ -4,6 +4,7 @@ use std::io::{IoSlice, Read as _, Write as _};
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Instant;
 
 use socket2::{Domain, MsgHdr, Protocol, SockAddr, Socket, Type};
 
@@ -51,7 +52,8 @@ impl Person {
         self.attempt(&format!("hurry:{}", from.port()), to, Some(from.ip()))
     }
 
-    /// Answers each datagram: `late`, by a `child` for each who asks (which counts what comes then), or by a `plain` socket, a `lite` one, one that is `shared`, `foreign` (with any address), `marked:NUMBER`, `bound:INTERFACE` or in a group, `joined:ADDRESS` of the interface.
+    /// Answers each datagram: `late`, by a `child` for each who asks (which counts what comes then), or by a `plain` socket, a `lite` one, one that is
+    /// `shared`, `foreign` (with any address), `marked:NUMBER`, `bound:INTERFACE`, or in a group, `joined:ADDRESS` of the interface.
     pub(crate) fn answers_by(&mut self, how: &str, at: SocketAddr) -> Outcome {
         Ok(self.attempt(&format!("answer:{how}"), at, None)?.map(drop)?)
     }
@@ -125,9 +127,38 @@ fn dismiss(at: SocketAddr, how: &str) -> std::io::Result<IpAddr> {
     Ok(at.ip())
 }
 
-/// Connects from `from` and reads the greeting to its end.
+/// Connects from `from` and reads the greeting; to its end, unless it is in a hurry: then the server has closed first, and the rest of the stream
+/// is his.
 fn greeted(to: SocketAddr, from: Option<SocketAddr>, by: Option<&str>, in_a_hurry: bool) -> std::io::Result<IpAddr> {
-    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+    let begun = Instant::now();
+    let socket = loop {
+        let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+        match begin(&socket, to, from, by, in_a_hurry) {
+            Ok(()) => break socket,
+            // Until the last segments of a stream before are exchanged, the port is still its own.
+            Err(error) if is_taken(&error) && begun.elapsed() < SILENCE => std::thread::sleep(SILENCE / 50),
+            Err(error) => return Err(error),
+        }
+    };
+    socket.set_read_timeout(Some(2 * SILENCE))?;
+    let mut stream = TcpStream::from(socket);
+    let mut text = [0; 5];
+    stream.read_exact(&mut text)?;
+    if !in_a_hurry {
+        let _nothing_more = stream.read(&mut [0])?;
+    }
+    if &text == b"hello" {
+        Ok(stream.local_addr()?.ip())
+    } else {
+        Err(std::io::Error::other(format!("greeted with {text:?}")))
+    }
+}
+
+fn is_taken(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::AddrInUse | std::io::ErrorKind::AddrNotAvailable)
+}
+
+fn begin(socket: &Socket, to: SocketAddr, from: Option<SocketAddr>, by: Option<&str>, in_a_hurry: bool) -> std::io::Result<()> {
     socket.set_reuse_address(true)?;
     if let Some(interface) = by {
         socket.bind_device(Some(interface.as_bytes()))?;
@@ -137,18 +168,9 @@ fn greeted(to: SocketAddr, from: Option<SocketAddr>, by: Option<&str>, in_a_hurr
     }
     if in_a_hurry {
         socket.set_write_timeout(Some(2 * SILENCE))?;
-        socket.send_to_with_flags(b"word", &to.into(), libc::MSG_FASTOPEN)?;
+        socket.send_to_with_flags(b"word", &to.into(), libc::MSG_FASTOPEN).map(drop)
     } else {
-        socket.connect_timeout(&to.into(), 2 * SILENCE)?;
-    }
-    socket.set_read_timeout(Some(2 * SILENCE))?;
-    let mut stream = TcpStream::from(socket);
-    let mut text = [0; 5];
-    stream.read_exact(&mut text)?;
-    if &text == b"hello" {
-        Ok(stream.local_addr()?.ip())
-    } else {
-        Err(std::io::Error::other(format!("greeted with {text:?}")))
+        socket.connect_timeout(&to.into(), 2 * SILENCE)
     }
 }
 
