@@ -320,8 +320,11 @@ impl Guard {
                 let _not_there = (guard.hears.detach(cgroup), guard.asks.detach(cgroup));
             }
         }
-        folders(place)
-            .try_for_each(|folder| std::fs::remove_dir_all(&folder).map_err(|error| GuardError::Refused("cannot take away", folder, error)))
+        let all = own.parent().unwrap_or(&own);
+        match std::fs::remove_dir_all(all) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(GuardError::Refused("cannot take away", all.to_owned(), error)),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -7,13 +7,13 @@ use std::path::Path;
 
 use cloison_agent::attach::claim_table::mark;
 use cloison_agent::attach::guard::{Guard, GuardError};
-use cloison_agent::dataplane::Enforcement;
+use cloison_agent::dataplane::{self, Config, Enforcement};
 use cloison_agent::sys::netns::NetNs;
 
 use crate::claims::{SILENCE, at, shared_host};
-use crate::mesh::{Component, Host, Mesh};
+use crate::mesh::{Component, Host, Mesh, config};
 use crate::person::{Group, Person};
-use crate::{Outcome, fresh, inside, ip, run};
+use crate::{Outcome, fresh, inside, ip, range, run};
 
 const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
@@ -304,6 +304,28 @@ fn what_an_agent_of_another_version_has_left_is_ended() -> Outcome {
             "emptied at once, and taken away by the next"
         );
     }
+    Ok(())
+}
+
+#[test]
+fn a_host_that_leaves_guards_nobody_and_leaves_nothing_behind() -> Outcome {
+    let programs = Programs::new()?;
+    let group = Group::new("n8n")?;
+    let mut host = programs.host(true)?;
+    host.apply(&mesh(&group))?;
+    let ns = open(&host.ns)?;
+    let (mut n8n, mut rogue) = (host.person_in(0, &group)?, host.person(2003)?);
+    n8n.listens(at(LOCAL, 5678))?;
+    assert_eq!(reached(&mut n8n, &mut rogue)?, (false, true));
+    drop(host);
+    let config = Config {
+        loopback_guard: true,
+        guard_place: programs.place().to_owned(),
+        ..config()?
+    };
+    inside(&ns, || Ok(dataplane::leave(&config, range()?, Some(&mesh(&group).view(1)?))?))?;
+    assert_eq!(reached(&mut n8n, &mut rogue)?, (true, true));
+    assert!(!programs.place().join("cloison").exists(), "programs are left");
     Ok(())
 }
 
