@@ -226,7 +226,9 @@ impl Tree {
             return Vec::new();
         }
         let entries = std::fs::read_dir(directory);
-        scan.is_cut |= entries.as_ref().is_err_and(|error| error.kind() != io::ErrorKind::NotFound);
+        // What its owner has shut to us is unknown, and no more than that.
+        let is_known = |error: &io::Error| matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied);
+        scan.is_cut |= entries.as_ref().is_err_and(|error| !is_known(error));
         let entries = entries.into_iter().flatten().flatten();
         let found = entries.filter_map(|entry| {
             let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
