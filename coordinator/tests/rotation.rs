@@ -408,6 +408,8 @@ async fn a_trust_folder_that_cannot_be_written_is_tried_ever_less_often_and_goes
         }
     };
     tokio::time::timeout(Duration::from_secs(20), switched).await?;
-    assert_eq!(attempts().await?, tried + 1);
+    // The one that went well was written down before it was made, and may have been counted already.
+    let in_all = attempts().await?;
+    assert!((tried..=tried + 1).contains(&in_all), "{tried}, then {in_all}");
     mesh.stop().await
 }
