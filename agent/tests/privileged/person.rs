@@ -4,8 +4,9 @@
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -42,10 +43,12 @@ pub(crate) struct Group {
 impl Group {
     pub(crate) fn new(name: &str) -> Outcome<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
+        static SWEPT: Once = Once::new();
         let root = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]
             .into_iter()
             .find(|root| PathBuf::from(root).join("cgroup.procs").exists() && !PathBuf::from(root).join("tasks").exists())
             .ok_or("cgroups of version 2 are not mounted")?;
+        SWEPT.call_once(|| sweep(Path::new(root)));
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let path = format!("/cloison-sh-{}/{name}-{number}", std::process::id());
         let group = Self { root: root.into(), path };
@@ -85,6 +88,26 @@ impl Group {
             std::thread::sleep(Duration::from_millis(5));
         }
     }
+}
+
+/// Takes away what runs that were killed have left: the cgroups that have the number of a process which is gone.
+fn sweep(root: &Path) {
+    let is_left = |place: &Path| {
+        let name = place.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let number = name.strip_prefix("cloison-sh-").or_else(|| name.strip_prefix("cloison-trial-"));
+        number.is_some_and(|number| !Path::new("/proc").join(number).exists())
+    };
+    children(root).filter(|place| is_left(place)).for_each(|place| remove_all(&place));
+}
+
+fn children(place: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = std::fs::read_dir(place).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).filter(|path| path.is_dir())
+}
+
+fn remove_all(place: &Path) {
+    children(place).for_each(|child| remove_all(&child));
+    let _somebody_is_there = std::fs::remove_dir(place);
 }
 
 impl Drop for Group {
