@@ -251,8 +251,7 @@ impl ClaimTable {
         for level in (1..=self.levels).rev() {
             let cgroup = format!("socket cgroupv2 level {level}");
             let _ = writeln!(text, "    meta l4proto tcp {cgroup} . meta mark @home_{level} accept");
-            let _ = writeln!(text, "    meta l4proto tcp {cgroup} @claimed_{level} goto unheard");
-            let _ = writeln!(text, "    {cgroup} @held_{level} accept");
+            let _ = writeln!(text, "    meta l4proto != tcp {cgroup} @held_{level} accept");
             let _ = writeln!(text, "    {cgroup} @claimed_{level} goto unheard");
         }
         text.push_str("    goto rest\n  }\n");
