@@ -526,8 +526,11 @@ impl State {
         if let (Claim::User(_), Some(number)) = (&member.claim, user) {
             return format!("{}, number {number}", member.claim);
         }
-        let mut of_member = self.scan.claimed.iter().filter(|(_, component)| *component == member.component);
-        let Some((cgroup, _)) = of_member.next() else {
+        let of_member = self.scan.claimed.iter().filter(|(_, component)| *component == member.component);
+        // Of several, one with which something is wrong.
+        let of_member =
+            of_member.min_by_key(|(cgroup, _)| (self.held.unguarded(cgroup.id).is_none(), self.held.unmarked(cgroup.id).is_none()));
+        let Some((cgroup, _)) = of_member else {
             return format!("{}, which is not running", member.claim);
         };
         if let Some(why) = self.held.unguarded(cgroup.id) {
