@@ -2,12 +2,15 @@
 //! nobody is guarded, and has to come through there.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use cloison_agent::attach::claim_table::mark;
 use cloison_agent::attach::guard::{Guard, GuardError};
 use cloison_agent::dataplane::{self, Config, Enforcement};
+use cloison_agent::sys::bpf::asm::{Code, Register};
+use cloison_agent::sys::bpf::{self, Hook, Program};
 use cloison_agent::sys::netns::NetNs;
 
 use crate::claims::{SILENCE, at, shared_host};
@@ -381,7 +384,7 @@ fn programs_are_pinned_as_a_whole_and_where_nobody_else_writes() -> Outcome {
     let mut group = Group::new("n8n")?;
     let mut host = programs.host(true)?;
     host.apply(&mesh(&group))?;
-    for pin in ["homes", "asks", "hears"] {
+    for pin in ["homes", "talks", "asks", "hears"] {
         std::fs::remove_file(programs.place().join("cloison/guard-1").join(pin))?;
         let ns = open(&host.ns)?;
         drop(host);
@@ -434,15 +437,24 @@ fn who_is_in_a_cgroup_around_a_claimed_one_is_nobody_s() -> Outcome {
     let mut host = programs.host(true)?;
     host.apply(&mesh(&inner))?;
     let (mut n8n, mut nobody, mut rogue) = (host.person_in(0, &inner)?, host.person_in(2004, &around)?, host.person(2003)?);
-    for (server, port) in [(&mut n8n, 5678), (&mut nobody, 5679)] {
-        server.listens(at(LOCAL, port))?;
-        server.answers_datagrams(at(LOCAL, port))?;
-    }
+    serves(&mut n8n, 5678)?;
+    serves(&mut nobody, 5679)?;
     for (port, is_reached) in [(5678, false), (5679, true)] {
-        assert_eq!(rogue.connects(at(LOCAL, port), None)?.is_ok(), is_reached, "{port}");
-        assert_eq!(rogue.asks(at(LOCAL, port), None)?.is_ok(), is_reached, "{port}");
+        assert_eq!(reaches(&mut rogue, port)?, [is_reached; 2], "{port}");
     }
     Ok(())
+}
+
+/// Serves at a port, by stream and by datagram.
+fn serves(person: &mut Person, port: u16) -> Outcome {
+    person.listens(at(LOCAL, port))?;
+    person.answers_datagrams(at(LOCAL, port))
+}
+
+/// Whether somebody is served at a port, by stream and by datagram.
+fn reaches(person: &mut Person, port: u16) -> Outcome<[bool; 2]> {
+    let to = at(LOCAL, port);
+    Ok([person.connects(to, None)?.is_ok(), person.asks(to, None)?.is_ok()])
 }
 
 /// Whether the rogue is greeted by n8n at port 5678, and n8n by itself.
@@ -523,19 +535,69 @@ fn who_starts_while_there_is_no_agent_is_reached_by_nobody_until_there_is_one() 
     // Without a view, a data plane does nothing.
     let mut host = Host::guarded(ns, true, programs.place())?;
     let (mut n8n, mut nobody, mut rogue) = (host.person_in(0, &group)?, host.person_in(2004, &late)?, host.person(2003)?);
-    for (server, port) in [(&mut n8n, 5678), (&mut nobody, 5679)] {
-        server.listens(at(LOCAL, port))?;
-        server.answers_datagrams(at(LOCAL, port))?;
-    }
-    let reaches = |person: &mut Person, port: u16| -> Outcome<[bool; 2]> {
-        let to = at(LOCAL, port);
-        Ok([person.connects(to, None)?.is_ok(), person.asks(to, None)?.is_ok()])
-    };
+    serves(&mut n8n, 5678)?;
+    serves(&mut nobody, 5679)?;
     let mut all =
         |n8n: &mut Person| -> Outcome<[[bool; 2]; 3]> { Ok([reaches(&mut rogue, 5678)?, reaches(n8n, 5678)?, reaches(&mut rogue, 5679)?]) };
     assert_eq!(all(&mut n8n)?, [[false; 2]; 3], "nobody is known");
     host.apply(&mesh(&group))?;
     assert_eq!(all(&mut n8n)?, [[false; 2], [true; 2], [true; 2]], "n8n is, and who is nobody's");
+    Ok(())
+}
+
+#[test]
+fn a_cgroup_that_the_programs_do_not_get_to_is_refused_and_says_why() -> Outcome {
+    let programs = Programs::new()?;
+    let group = Group::new("n8n")?;
+    // A program that stands no other beside it, and lets everything pass.
+    let mut code = Code::default();
+    code.set(Register::R0, 1);
+    code.exit();
+    let directory = std::fs::File::open(group.place())?;
+    Program::load("alone", Hook::Received, &code)?.attach_alone(directory.as_fd())?;
+    let mut host = programs.host(true)?;
+    host.apply(&mesh(&group))?;
+    let (mut n8n, mut rogue) = (host.person_in(0, &group)?, host.person(2003)?);
+    serves(&mut n8n, 5678)?;
+    assert_eq!(reaches(&mut rogue, 5678)?, [false; 2]);
+    assert_eq!(reaches(&mut n8n, 5678)?, [false; 2], "nobody knows who it is");
+    host.dataplane.check();
+    let report = host.dataplane.report().get("n8n");
+    assert!(
+        matches!(report, Some(Enforcement::Bound(by)) if by.contains("which is refused, because its loopback cannot be guarded")),
+        "{report:?}"
+    );
+    // As soon as they get there, it is guarded like any other.
+    bpf::detach_any(Hook::Received, directory.as_fd())?;
+    host.dataplane.check();
+    assert_eq!(reaches(&mut rogue, 5678)?, [false; 2]);
+    assert_eq!(reaches(&mut n8n, 5678)?, [true; 2]);
+    Ok(())
+}
+
+#[test]
+fn who_is_guarded_stays_so_while_the_kernel_fails_the_trial() -> Outcome {
+    let programs = Programs::new()?;
+    let group = Group::new("n8n")?;
+    let mut host = programs.host(true)?;
+    host.apply(&mesh(&group))?;
+    let ns = open(&host.ns)?;
+    let (mut n8n, mut rogue) = (host.person_in(0, &group)?, host.person(2003)?);
+    n8n.listens(at(LOCAL, 5678))?;
+    drop(host);
+    // The next agent cannot tell cgroups from each other, as far as it can see.
+    let refuses = "table inet other { chain output { type filter hook output priority 0; oifname lo udp dport != 0 drop; }; }";
+    inside(&ns, || run("nft", &format!("add {refuses}")))?;
+    let mut host = Host::guarded(ns, true, programs.place())?;
+    host.apply(&mesh(&group))?;
+    let report = host.dataplane.report().get("n8n");
+    assert!(matches!(report, Some(Enforcement::Unenforced(_))), "{report:?}");
+    assert_eq!(reached(&mut n8n, &mut rogue)?, (false, true));
+    inside(&host.ns, || run("nft", "delete table inet other"))?;
+    host.dataplane.check();
+    let report = host.dataplane.report().get("n8n");
+    assert!(matches!(report, Some(Enforcement::Bound(_))), "{report:?}");
+    assert_eq!(reached(&mut n8n, &mut rogue)?, (false, true));
     Ok(())
 }
 
@@ -547,18 +609,15 @@ fn a_claim_inside_of_another_is_reached_by_itself_alone() -> Outcome {
     let mut host = programs.host(true)?;
     host.apply(&shared_host(&outer.attachment(), &inner.attachment(), "host"))?;
     let (mut within, mut around, mut rogue) = (host.person_in(0, &inner)?, host.person_in(0, &outer)?, host.person(2003)?);
-    for (server, port) in [(&mut within, 5678), (&mut around, 5679)] {
-        server.listens(at(LOCAL, port))?;
-        server.answers_datagrams(at(LOCAL, port))?;
-    }
-    for (who, reaches) in [
+    serves(&mut within, 5678)?;
+    serves(&mut around, 5679)?;
+    for (who, all) in [
         (&mut within, [true, false]),
         (&mut around, [false, true]),
         (&mut rogue, [false, false]),
     ] {
-        for (port, reached) in [5678, 5679].into_iter().zip(reaches) {
-            assert_eq!(who.connects(at(LOCAL, port), None)?.is_ok(), reached, "{port}");
-            assert_eq!(who.asks(at(LOCAL, port), None)?.is_ok(), reached, "{port}");
+        for (port, reached) in [5678, 5679].into_iter().zip(all) {
+            assert_eq!(reaches(who, port)?, [reached; 2], "{port}");
         }
     }
     Ok(())
